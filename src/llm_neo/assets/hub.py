@@ -1,0 +1,163 @@
+"""A model of the Hugging Face hub, in the hub's own cache: configuration, tokenizer and safetensors, nothing else.
+
+Pickled weights and Python files are never fetched: loading either would run code of the repository.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from llm_neo.errors import InputError, LlmNeoError
+from llm_neo.progress import Bar, Progress
+
+MODEL_FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.*", "*.jinja")
+"""The files of a model folder that matter, at its top level."""
+
+# fnmatch lets * cross folders; `consolidated` is a second copy of the weights in another layout.
+_IGNORED_PATTERNS = ("*/*", "consolidated*.safetensors")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def fetch_hub_model(repository: str, revision: str | None, progress: Progress) -> tuple[Path, str]:
+    """The folder of a hub model at one commit.
+
+    Args:
+        repository: `owner/name`.
+        revision: a branch, a tag or a commit; None for the main branch.
+        progress: shown a bar of the bytes where something has to be fetched.
+
+    Returns:
+        The folder, inside the hub's cache (`HF_HOME`), and the commit.
+
+    Raises:
+        InputError: the repository or revision is not there, is gated, holds no safetensors, or the hub cannot be
+            reached and nothing is cached.
+    """
+    with _hub_errors(repository, revision):
+        if revision is not None and _COMMIT.fullmatch(revision):
+            # A commit never changes: what is cached whole needs no question to the hub.
+            cached = _cached(repository, revision)
+            if cached is not None:
+                return cached, cached.name
+        total = _bytes_to_fetch(repository, revision)
+        if total:
+            with progress.bar(f"Downloading {repository}", total, "B") as bar:
+                folder = _snapshot(repository, revision, _bar_class(bar))
+        else:
+            folder = _snapshot(repository, revision, _bar_class(None))
+    return folder, folder.name
+
+
+def _snapshot(repository: str, revision: str | None, bar_class: type[Any], **options: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(MODEL_FILE_PATTERNS),
+            ignore_patterns=list(_IGNORED_PATTERNS),
+            tqdm_class=bar_class,
+            **options,
+        )
+    )
+
+
+def _cached(repository: str, commit: str) -> Path | None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _snapshot(repository, commit, _bar_class(None), local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _bytes_to_fetch(repository: str, revision: str | None) -> int | None:
+    """How much is not cached yet; None where the hub cannot be asked.
+
+    Raises:
+        InputError: the repository holds no safetensors; said before anything is fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        files = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(MODEL_FILE_PATTERNS),
+            ignore_patterns=list(_IGNORED_PATTERNS),
+            tqdm_class=_bar_class(None),
+            dry_run=True,
+        )
+    except DryRunError:
+        return None
+    if not any(file.filename.endswith(".safetensors") for file in files):
+        raise InputError(
+            f"the hub model {repository} holds no safetensors, and pickled weights are not loaded because they can run"
+            " code; choose a revision or a model with safetensors"
+        )
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _bar_class(bar: Bar | None) -> type[Any]:
+    """A tqdm that draws nothing and passes the bytes on to `bar`."""
+    from tqdm.auto import tqdm
+
+    class Forwarding(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            # The hub counts the bytes twice: as they come, and as they are written.
+            self._counts = options.get("unit") == "B" and not str(options.get("desc")).startswith(
+                "Downloading bytes"
+            )
+            super().__init__(*arguments, **{**options, "file": io.StringIO(), "disable": False})
+
+        def update(self, n: float | None = 1) -> None:
+            if bar is not None and self._counts:
+                bar.advance(int(n or 0))
+            super().update(n)
+
+    return Forwarding
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Say in one sentence what the hub's exceptions mean."""
+    from huggingface_hub import errors
+
+    where = repository if revision is None else f"{repository}@{revision}"
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    except LlmNeoError:
+        raise
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"the hub model {where} is gated: accept its licence on the model's page and set HF_TOKEN to a token of that"
+            " account"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{repository} is neither a local folder nor a model on the hub (or it is private: set HF_TOKEN); check the"
+            " name"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"the hub model {repository} has no revision {revision!r}; name a branch, tag or commit"
+        ) from error
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"{where} is no hub id such as owner/name or owner/name@revision ({error})"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"{where} is no local folder, and the hub could not be reached for it ({_first_line(error)}); check the"
+            " network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder with the model"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,6 @@
+"""Rows of text with ids and labels, from files, pinned package files and the hub; imports no torch."""
+
+from llm_neo.data.load import load_data, read_rows, read_texts
+from llm_neo.data.rows import Dataset, Row, Split
+
+__all__ = ["Dataset", "Row", "Split", "load_data", "read_rows", "read_texts"]

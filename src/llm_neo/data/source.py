@@ -1,0 +1,68 @@
+"""A recipe's source spec to records: which reader it means and where its file lies."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from llm_neo.data.columnar import read_parquet
+from llm_neo.data.hub import hub_id, read_hub
+from llm_neo.data.readers import read_csv, read_json, read_json_lines, read_tsv
+from llm_neo.data.table import Table, shown
+from llm_neo.errors import InputError
+from llm_neo.progress import Progress
+from llm_neo.recipe.tree import TextSource
+
+Reader = Callable[[Path, str, Sequence[str], tuple[str, ...] | None], Table]
+
+READERS: dict[str, Reader] = {
+    ".tsv": read_tsv,
+    ".txt": read_tsv,
+    ".csv": read_csv,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".parquet": read_parquet,
+}
+PYPI = "pypi:"
+
+
+def read_source(source: TextSource, wanted: Sequence[str], progress: Progress) -> Table:
+    """The `wanted` columns of a source, whatever it is.
+
+    A spec is a hub id only if it has that form, no suffix of a data file, and is no path that exists.
+
+    Raises:
+        InputError: the source is out of reach, of an unknown kind, or not as its format wants it.
+    """
+    spec = source.source
+    suffix = _suffix(spec)
+    hub = hub_id(spec)
+    if hub is not None and suffix not in READERS and not os.path.exists(spec):
+        if source.columns is not None:
+            raise InputError(
+                f"{spec} names its columns itself; remove `columns`, which is for TSV and CSV files"
+            )
+        return read_hub(hub, spec, wanted)
+    if os.path.isdir(spec):
+        raise InputError(f"{spec} is a folder; name one file in it ({', '.join(READERS)})")
+    if suffix not in READERS:
+        raise InputError(_unknown(spec, suffix))
+    from llm_neo.assets import resolve_file
+
+    return READERS[suffix](resolve_file(spec, progress), spec.partition("#")[0], wanted, source.columns)
+
+
+def _suffix(spec: str) -> str:
+    """The suffix, in lower case, of the file that the spec names; of a package file, the innermost path's."""
+    inner = spec.partition("#")[0].rpartition("!")[2] if spec.startswith(PYPI) else spec
+    return PurePosixPath(inner.replace(os.sep, "/")).suffix.lower()
+
+
+def _unknown(spec: str, suffix: str) -> str:
+    readable = ", ".join(READERS)
+    if suffix:
+        return f"{shown(spec)}: files ending in {shown(suffix)} are not read; convert it to one of {readable}"
+    return (
+        f"{shown(spec)} does not say what it is; name a file ending in {readable}, a hub id "
+        "owner/name[:config]/split, or pypi:NAME==VERSION/path"
+    )

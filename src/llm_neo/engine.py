@@ -1,0 +1,115 @@
+"""One optimizer step over padding-free batches: the plain form, which every faster one must equal.
+
+Shapes: B texts of a micro-batch, C classes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from llm_neo.batching import Batch
+from llm_neo.errors import NonFiniteError, ResourceError
+from llm_neo.evaluate import Forward
+from llm_neo.losses import RowLosses
+
+Objective = Callable[[torch.Tensor, torch.Tensor], RowLosses]
+"""Losses of each row from the student's logits (B, C) and the rows' places in the split (B,)."""
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one optimizer step measured.
+
+    Attributes:
+        loss: mean over the step's rows, nats.
+        hard_loss: mean cross-entropy with the labels; a row without one counts as 0.
+        soft_loss: mean temperature-scaled divergence from the teacher.
+        gradient_norm: before clipping.
+        learning_rate: the one that the step was taken with.
+        tokens: tokens of all micro-batches.
+    """
+
+    loss: float
+    hard_loss: float
+    soft_loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PlainEngine:
+    """Forward, loss, backward, clip, update, one kernel after the other.
+
+    Attributes:
+        model: its trainable parameters are the optimizer's.
+        forward: logits (B, C) of a batch.
+        objective: losses of each row.
+        optimizer: over the trainable parameters.
+        scheduler: sets the learning rate of each step.
+        max_gradient_norm: None = no clipping.
+        autocast_dtype: arithmetic of a model whose weights are kept in float32; None = as the weights are.
+        device: where the model is.
+    """
+
+    model: torch.nn.Module
+    forward: Forward
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    max_gradient_norm: float | None
+    autocast_dtype: torch.dtype | None
+    device: torch.device
+
+    def step(self, micro_batches: Sequence[Batch]) -> StepFigures:
+        """Take one step; the loss is divided by the rows of the whole step, so its split changes nothing.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is NaN or infinite; no parameter was changed.
+            ResourceError: the device is out of memory.
+        """
+        rows = sum(len(batch.rows) for batch in micro_batches)
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        try:
+            sums = torch.stack([self._accumulate(batch, rows) for batch in micro_batches]).sum(dim=0)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm or math.inf)
+        except torch.OutOfMemoryError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            largest = max(len(batch.rows) for batch in micro_batches)
+            raise ResourceError(
+                f"the device has no memory for {largest} rows ({max(b.tokens for b in micro_batches)} tokens) at once; "
+                f"set micro_batch_size to {max(1, largest // 2)} (the result stays the same)"
+            ) from error
+        loss, hard, soft, gradient_norm = torch.cat([sums / rows, norm.detach()[None].to(sums)]).tolist()
+        self._refuse_non_finite({"loss": loss, "hard loss": hard, "soft loss": soft, "gradient": gradient_norm})
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepFigures(loss, hard, soft, gradient_norm, learning_rate, sum(b.tokens for b in micro_batches))
+
+    def _accumulate(self, batch: Batch, rows: int) -> torch.Tensor:
+        """Add this micro-batch's share of the gradient; returns the sums of its losses, (3,)."""
+        on_device = batch.to(self.device)
+        with self._autocast():
+            logits_BC = self.forward(on_device)
+        losses = self.objective(logits_BC.float(), on_device.rows)
+        (losses.total_B.sum() / rows).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([term.detach().sum() for term in losses])
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.autocast_dtype is None or self.autocast_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def _refuse_non_finite(self, terms: dict[str, float]) -> None:
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if bad:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(
+                f"the {bad[0]} is {terms[bad[0]]}; the weights are those before this step: lower the learning rate, "
+                "or try runtime.precision=float32"
+            )

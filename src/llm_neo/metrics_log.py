@@ -1,0 +1,129 @@
+"""`metrics.jsonl`: what the training loops measured, one JSON line for each logged step."""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+from llm_neo.files import explained, write_text_atomically
+
+
+@dataclass(frozen=True)
+class MetricsLine:
+    """One line of `metrics.jsonl`: means over the steps since the line before; null where not finite.
+
+    Attributes:
+        stage: teacher or train.
+        step: the last optimizer step of the mean, counted from 1.
+        loss: what is minimised, nats.
+        hard_loss: cross-entropy with the labels, nats.
+        soft_loss: temperature-scaled divergence from the teacher, nats.
+        learning_rate: of the step.
+        gradient_norm: before clipping.
+        tokens: without padding, summed.
+        seconds: since the stage began.
+    """
+
+    stage: str
+    step: int
+    loss: float | None
+    hard_loss: float | None
+    soft_loss: float | None
+    learning_rate: float | None
+    gradient_norm: float | None
+    tokens: int
+    seconds: float
+
+
+def read_metrics(path: Path) -> list[MetricsLine]:
+    """All whole lines of a `metrics.jsonl`; a line that a crash cut short is left out, a missing file is empty."""
+    lines = []
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            with suppress(ValueError, TypeError):
+                lines.append(MetricsLine(**json.loads(text)))
+    return lines
+
+
+class MetricsLog:
+    """`metrics.jsonl`, to append to; every line is on its way to the disk when `write` returns.
+
+    A step that is not beyond the stage's last one means that the run goes on from a checkpoint: what the log held
+    of the stage from that step on is dropped, so that no step is there twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._last: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        with explained(self._path):
+            self._open(read_metrics(self._path))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(
+        self,
+        *,
+        stage: str,
+        step: int,
+        loss: float,
+        hard_loss: float | None,
+        soft_loss: float | None,
+        learning_rate: float,
+        gradient_norm: float | None,
+        tokens: int,
+        seconds: float,
+    ) -> None:
+        """Append a line; see `MetricsLine`. NaN and infinities become null.
+
+        Raises:
+            InputError: the file cannot be written.
+            ResourceError: the disk is full.
+        """
+        line = MetricsLine(
+            stage,
+            step,
+            loss=_finite(loss),
+            hard_loss=_finite(hard_loss),
+            soft_loss=_finite(soft_loss),
+            learning_rate=_finite(learning_rate),
+            gradient_norm=_finite(gradient_norm),
+            tokens=tokens,
+            seconds=seconds,
+        )
+        with explained(self._path):
+            if step <= self._last.get(stage, 0):
+                self._rewind(stage, step)
+            assert self._file is not None, "a MetricsLog is written inside its context"
+            self._file.write(_json_line(line))
+            self._file.flush()
+        self._last[stage] = step
+
+    def _open(self, kept: list[MetricsLine]) -> None:
+        """Begin after `kept`, the whole lines; a torn one is gone with that."""
+        write_text_atomically(self._path, "".join(map(_json_line, kept)))
+        self._last = {line.stage: line.step for line in kept}
+        self._file = self._path.open("a", encoding="utf-8", newline="\n")
+
+    def _rewind(self, stage: str, step: int) -> None:
+        self.__exit__(None, None, None)
+        self._open([line for line in read_metrics(self._path) if line.stage != stage or line.step < step])
+
+
+def _json_line(line: MetricsLine) -> str:
+    return json.dumps(asdict(line), allow_nan=False) + "\n"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,219 @@
+"""Load a pretrained decoder and its tokenizer, whole or not at all."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_neo import tasks
+from llm_neo.errors import InputError
+from llm_neo.quantization import Quantization, keep_weights_as_stored, quantization_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a base model lies in memory.
+
+    Attributes:
+        device: where it is.
+        dtype: of the weights that are not quantised, and of the arithmetic.
+        quantization: "nf4", "int8" or "none".
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    quantization: Quantization = "none"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer.
+
+    Attributes:
+        model: in evaluation mode, every parameter frozen.
+        tokenizer: the one saved beside the model; a padding token is set.
+        fresh_head: the classification head was not in the files and is random.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    fresh_head: bool
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' bars, warnings and load reports off the screen; what they would say is checked instead."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    level = bitsandbytes.level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    bitsandbytes.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        bitsandbytes.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _named_failures(spec: str) -> Iterator[None]:
+    """Turn what the loaders raise for a bad model folder into one sentence that names the model."""
+    from safetensors import SafetensorError
+
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or getattr(error, "errno", None) is not None:
+            raise
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the model {spec} cannot be loaded: {first[0]}") from error
+
+
+def load_config(folder: Path, spec: str, trust_remote_code: bool) -> "PretrainedConfig":
+    """The model's configuration.
+
+    Raises:
+        InputError: none there, or of an architecture that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    with _named_failures(spec):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def is_classifier(config: "PretrainedConfig") -> bool:
+    """Whether the files hold a sequence classifier already."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def load_tokenizer(
+    folder: Path, spec: str, config: "PretrainedConfig", max_length_tokens: int, trust_remote_code: bool
+) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, with a padding token (the end of text where it has none) and the length limit.
+
+    Raises:
+        InputError: no tokenizer in the folder, or one with more tokens than the model has embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    with _named_failures(spec):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {spec} has {len(tokenizer)} tokens but the model only {config.vocab_size} "
+            "embeddings; they do not belong together"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"the tokenizer of {spec} has neither a padding nor an end-of-text token; set one")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = max_length_tokens
+    return tokenizer
+
+
+def _load_weights(
+    auto_class: type[Any], folder: Path, spec: str, config: "PretrainedConfig", where: Placement, trust_remote_code: bool
+) -> tuple["PreTrainedModel", set[str]]:
+    """The model in evaluation mode, frozen, and the names of the tensors that the files lack."""
+    with _named_failures(spec):
+        model, report = auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=where.dtype,
+            quantization_config=quantization_config(where.quantization, where.dtype),
+            device_map={"": where.device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    keep_weights_as_stored(model)
+    reshaped = {str(entry[0]) for entry in report["mismatched_keys"]}
+    model.requires_grad_(False)
+    return model.eval(), set(report["missing_keys"]) | reshaped
+
+
+def load_classifier(
+    folder: Path,
+    spec: str,
+    classes: Sequence[str],
+    where: Placement,
+    *,
+    max_length_tokens: int,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A decoder with a classification head; a head that the files lack is drawn from `seed`, in float32.
+
+    Args:
+        folder: configuration, safetensors and tokenizer.
+        spec: what the recipe calls the model, for messages.
+        classes: names in label order.
+        where: device, dtype and quantisation of the base.
+        max_length_tokens: the limit that the tokenizer is saved with.
+        seed: of a fresh head.
+
+    Raises:
+        InputError: the folder holds no whole decoder.
+    """
+    config = load_config(folder, spec, trust_remote_code)
+    tokenizer = load_tokenizer(folder, spec, config, max_length_tokens, trust_remote_code)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: index for index, name in enumerate(classes)}
+    config.pad_token_id = tokenizer.pad_token_id
+    model, missing = _load_weights(tasks.model_class(), folder, spec, config, where, trust_remote_code)
+    tasks.check_head(model)
+    fresh = {name for name in missing if name.startswith(f"{tasks.HEAD}.")}
+    _refuse_incomplete(spec, missing - fresh)
+    head = getattr(model, tasks.HEAD)
+    head.to(torch.float32)
+    if fresh:
+        # Drawn on the CPU, so that a seed means the same head on every device.
+        draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        head.weight.data.copy_(draw * getattr(config, "initializer_range", 0.02))
+    return LoadedModel(model, tokenizer, bool(fresh))
+
+
+def load_language_model(
+    folder: Path, spec: str, where: Placement, *, max_length_tokens: int, trust_remote_code: bool = False
+) -> LoadedModel:
+    """A decoder with its language-model head, to be prompted.
+
+    Raises:
+        InputError: the folder holds no whole language model (a classifier, for instance).
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder, spec, trust_remote_code)
+    tokenizer = load_tokenizer(folder, spec, config, max_length_tokens, trust_remote_code)
+    model, missing = _load_weights(AutoModelForCausalLM, folder, spec, config, where, trust_remote_code)
+    _refuse_incomplete(spec, missing)
+    return LoadedModel(model, tokenizer, fresh_head=False)
+
+
+def _refuse_incomplete(spec: str, missing: set[str]) -> None:
+    if missing:
+        raise InputError(
+            f"the files of {spec} lack {len(missing)} tensors of the model, for instance {sorted(missing)[0]}; "
+            "they would be random: download the model again or choose another"
+        )

@@ -1,0 +1,172 @@
+"""The folder of a run: where its files are, and how it is made and emptied.
+
+A folder without `run.json` is not a finished run: that file is written last, atomically.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_neo.errors import InputError
+from llm_neo.files import explained, is_temporary, write_json_atomically
+from llm_neo.metrics_log import MetricsLog
+
+__all__ = ["MetricsLog", "RunDirectory", "prepare", "reopen", "write_json_atomically"]
+
+OWN_NAMES = frozenset(
+    {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "student",
+        "checkpoints",
+        "curves.png",
+        "report.html",
+        "predictions.jsonl",
+        "tensorboard",
+        "adapter",
+        "merged",
+        "onnx",
+    }
+)
+"""Everything that a run directory may hold; `--overwrite` removes nothing else."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where the files of one run are."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        """The measured result; its presence means that the run is finished."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line for each logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def student(self) -> Path:
+        """The folder that peft and transformers load."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a run continues from."""
+        return self.path / "checkpoints"
+
+    @property
+    def curves(self) -> Path:
+        """Losses and accuracy over the steps, a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def report(self) -> Path:
+        """The result as a page."""
+        return self.path / "report.html"
+
+    @property
+    def predictions(self) -> Path:
+        """The student's answers on the validation rows, one JSON line each."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.path / "tensorboard"
+
+
+def prepare(path: str | Path, *, overwrite: bool = False) -> RunDirectory:
+    """An empty, writable folder for a new run.
+
+    Args:
+        path: the folder; `~` is the user's home, and parents are made.
+        overwrite: empty a folder that holds a run and nothing else.
+
+    Raises:
+        InputError: the folder is not empty, holds files that are no part of a run, or cannot be written.
+        ResourceError: the disk is full.
+    """
+    if "\0" in str(path):
+        raise InputError(f"output {str(path)!r} holds a zero byte, which no path may; choose another output")
+    run = RunDirectory(Path(path).expanduser())
+    with explained(run.path):
+        entries = _entries(run)
+        if entries and not overwrite:
+            raise InputError(_occupied(run, entries))
+        if entries:
+            _clear(run, entries)
+        run.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run.path):
+            pass
+    return run
+
+
+def reopen(path: str | Path) -> RunDirectory:
+    """The folder of a run that was interrupted, to go on with.
+
+    Raises:
+        InputError: there is no such run, or it is finished.
+    """
+    run = RunDirectory(Path(path).expanduser())
+    if run.run_json.exists():
+        raise InputError(f"the run in {run.path} is finished; there is nothing to resume")
+    if not run.recipe.is_file():
+        raise InputError(
+            f"{run.path} holds no run: it has no recipe.yaml; name the folder of an interrupted run"
+        )
+    return run
+
+
+def _entries(run: RunDirectory) -> list[str]:
+    if run.path.is_dir():
+        return sorted(os.listdir(run.path))
+    if run.path.exists():
+        raise InputError(f"output {run.path} is a file; choose a folder that is empty or does not exist yet")
+    return []
+
+
+def _occupied(run: RunDirectory, entries: list[str]) -> str:
+    if run.run_json.name in entries:
+        return (
+            f"output {run.path} holds a finished run; choose another output, or replace it with --overwrite "
+            "(only an interrupted run can go on with --resume)"
+        )
+    if run.recipe.name in entries:
+        return (
+            f"output {run.path} holds an interrupted run; go on with it by `llm-neo distill --resume {run.path}`, "
+            "replace it with --overwrite, or choose another output"
+        )
+    return f"output {run.path} is not empty and holds no run ({_listed(entries)}); choose another output"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _clear(run: RunDirectory, entries: list[str]) -> None:
+    """Remove a run: `run.json` first and the recipe last, so that an interruption leaves an unfinished run."""
+    foreign = [name for name in entries if name not in OWN_NAMES and not is_temporary(name)]
+    if foreign or not {run.recipe.name, run.run_json.name} & set(entries):
+        raise InputError(
+            f"output {run.path} holds {_listed(foreign or entries)}, which --overwrite does not remove, since "
+            f"{'that is no part of a run' if foreign else 'without recipe.yaml and run.json it is no run'}; "
+            "move it away or choose another output"
+        )
+    rank = {run.run_json.name: 0, run.recipe.name: 2}
+    for name in sorted(entries, key=lambda name: rank.get(name, 1)):
+        entry = run.path / name
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

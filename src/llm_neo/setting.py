@@ -1,0 +1,106 @@
+"""What every stage of one run shares: where it computes, where it writes, whom it tells, what it measured."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from llm_neo.meter import StageMeter
+from llm_neo.progress import Bar, Progress
+from llm_neo.run_directory import MetricsLog, RunDirectory
+from llm_neo.runtime import Precision, release
+from llm_neo.train import Logged
+
+
+class CountedProgress:
+    """A `Progress` that also adds the tokens which the bars are told of to the stage being measured.
+
+    Attributes:
+        meter: of that stage; None between the stages.
+    """
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self.meter: StageMeter | None = None
+
+    def stage(self, name: str) -> None:
+        """See `Progress`."""
+        self._shown.stage(name)
+
+    def say(self, message: str) -> None:
+        """See `Progress`."""
+        self._shown.say(message)
+
+    @contextmanager
+    def bar(self, label: str, total: int | None, unit: str) -> Iterator[Bar]:
+        """See `Progress`."""
+        with self._shown.bar(label, total, unit) as shown:
+            yield _CountedBar(self, shown)
+
+
+@dataclass(frozen=True)
+class _CountedBar:
+    progress: CountedProgress
+    shown: Bar
+
+    def advance(self, amount: int = 1, **figures: float) -> None:
+        """See `Bar`."""
+        if self.progress.meter is not None:
+            self.progress.meter.tokens += int(figures.get("tokens", 0))
+        self.shown.advance(amount, **figures)
+
+
+@dataclass
+class Setting:
+    """One run's surroundings.
+
+    Attributes:
+        device: where models are.
+        precision: dtype of frozen weights and arithmetic, and why.
+        progress: whom to tell; it also counts the tokens of a stage.
+        run: the run directory.
+        metrics: its `metrics.jsonl`.
+        meters: what each stage took so far, by name.
+    """
+
+    device: torch.device
+    precision: Precision
+    progress: CountedProgress
+    run: RunDirectory
+    metrics: MetricsLog
+    meters: dict[str, StageMeter] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Count seconds, tokens and memory for a stage; inside another one, that one's clock stands still.
+
+        Before a stage that is not inside another, what the one before left behind is given back to the device.
+        """
+        outer = self.progress.meter
+        meter = self.meters.setdefault(stage, StageMeter(self.device))
+        if outer is None:
+            self.progress.stage(stage)
+            release(self.device)
+        with nullcontext() if outer is None else outer.paused(), meter:
+            self.progress.meter = meter
+            try:
+                yield
+            finally:
+                self.progress.meter = outer
+
+    def log(self, stage: str, logged: Logged) -> None:
+        """A line of `metrics.jsonl`."""
+        figures = logged.figures
+        self.metrics.write(
+            stage=stage,
+            step=logged.step,
+            loss=figures.loss,
+            hard_loss=figures.hard_loss,
+            soft_loss=figures.soft_loss,
+            learning_rate=figures.learning_rate,
+            gradient_norm=figures.gradient_norm if math.isfinite(figures.gradient_norm) else None,
+            tokens=figures.tokens,
+            seconds=logged.seconds,
+        )
