@@ -154,21 +154,25 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     try:
         with safe_open(folder / WEIGHTS_FILE, "pt") as file:
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _refuse_headless(saved, folder)
         with quiet():
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the adapter in {folder} does not fit this model: {first}") from error
-    if not any(name.endswith(f"{tasks.HEAD}.weight") for name in saved):
-        raise InputError(
-            f"the adapter in {folder} has no '{tasks.HEAD}' head, so the head would be random; "
-            f"save it with modules_to_save=['{tasks.HEAD}'] (task_type SEQ_CLS does)"
-        )
     _refuse_misfit(adapted, saved, folder)
     for parameter in adapted.parameters():
         parameter.requires_grad_(False)
     _head_parameters_to_float32(adapted, saved)
     return cast("PeftModel", adapted.eval())
+
+
+def _refuse_headless(saved: dict[str, torch.Tensor], folder: Path) -> None:
+    if not any(name.endswith(f"{tasks.HEAD}.weight") for name in saved):
+        raise InputError(
+            f"the adapter in {folder} has no '{tasks.HEAD}' head, so the head would be random; "
+            f"save it with modules_to_save=['{tasks.HEAD}'] (task_type SEQ_CLS does)"
+        )
 
 
 def _refuse_misfit(adapted: "PeftModel", saved: dict[str, torch.Tensor], folder: Path) -> None:

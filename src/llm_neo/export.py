@@ -43,11 +43,10 @@ def save_student(student: Student, recipe: Recipe, folder: Path) -> None:
             student.base.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)
         return
-    own_base = student.cut or student.source.converted
-    named = BASE_FOLDER if own_base else student.source.hub_id or str(student.source.folder)
-    adapters.save_adapter(student.model, folder, named, None if own_base else student.source.commit)  # type: ignore[arg-type]
+    named = BASE_FOLDER if student.own_base else student.source.hub_id or str(student.source.folder)
+    adapters.save_adapter(student.model, folder, named, None if student.own_base else student.source.commit)  # type: ignore[arg-type]
     student.tokenizer.save_pretrained(folder)
-    if own_base:
+    if student.own_base:
         _save_base(student, recipe, folder / BASE_FOLDER)
 
 

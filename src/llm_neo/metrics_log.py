@@ -69,8 +69,10 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            # Closing tries again what a full disk refused; once that has been said it needs no saying twice.
+            with explained(self._path) if kind is None else suppress(OSError):
+                file.close()
 
     def write(
         self,

@@ -41,11 +41,18 @@ class LoadedModel:
         model: in evaluation mode, every parameter frozen.
         tokenizer: the one saved beside the model; a padding token is set.
         fresh_head: the classification head was not in the files and is random.
+        parameters: weights, however few bits each takes, without adapters.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     fresh_head: bool
+    parameters: int
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(self.model.config.num_hidden_layers)
 
 
 @contextmanager
@@ -191,7 +198,7 @@ def load_classifier(
         # Drawn on the CPU, so that a seed means the same head on every device.
         draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
         head.weight.data.copy_(draw * getattr(config, "initializer_range", 0.02))
-    return LoadedModel(model, tokenizer, bool(fresh))
+    return LoadedModel(model, tokenizer, bool(fresh), int(model.num_parameters()))
 
 
 def load_language_model(
@@ -208,7 +215,7 @@ def load_language_model(
     tokenizer = load_tokenizer(folder, spec, config, max_length_tokens, trust_remote_code)
     model, missing = _load_weights(AutoModelForCausalLM, folder, spec, config, where, trust_remote_code)
     _refuse_incomplete(spec, missing)
-    return LoadedModel(model, tokenizer, fresh_head=False)
+    return LoadedModel(model, tokenizer, False, int(model.num_parameters()))
 
 
 def _refuse_incomplete(spec: str, missing: set[str]) -> None:

@@ -26,9 +26,7 @@ OWN_NAMES = frozenset(
         "report.html",
         "predictions.jsonl",
         "tensorboard",
-        "adapter",
-        "merged",
-        "onnx",
+        "export",
     }
 )
 """Everything that a run directory may hold; `--overwrite` removes nothing else."""

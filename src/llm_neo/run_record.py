@@ -150,7 +150,7 @@ class RunRecord(Record):
         description="student / teacher accuracy; null = the teacher is never right"
     )
     paired_difference: PairedDifference
-    evaluations: tuple[EvaluationRecord, ...]
+    evaluations: tuple[EvaluationRecord, ...] = Field(min_length=1, description="the last is on all rows")
     stages: dict[str, StageRecord] = Field(description="data, teacher, targets, train, evaluate")
     environment: Environment
     fingerprints: dict[str, str] = Field({}, description="of recipe, data, teacher and targets")

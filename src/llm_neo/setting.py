@@ -1,7 +1,6 @@
 """What every stage of one run shares: where it computes, where it writes, whom it tells, what it measured."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from llm_neo.meter import StageMeter
 from llm_neo.progress import Bar, Progress
 from llm_neo.run_directory import MetricsLog, RunDirectory
 from llm_neo.runtime import Precision, release
+from llm_neo.trackers import Tracker
 from llm_neo.train import Logged
 
 
@@ -62,6 +62,7 @@ class Setting:
         progress: whom to tell; it also counts the tokens of a stage.
         run: the run directory.
         metrics: its `metrics.jsonl`.
+        trackers: open experiment trackers.
         meters: what each stage took so far, by name.
     """
 
@@ -70,7 +71,12 @@ class Setting:
     progress: CountedProgress
     run: RunDirectory
     metrics: MetricsLog
+    trackers: Sequence[Tracker] = ()
     meters: dict[str, StageMeter] = field(default_factory=dict)
+
+    def meter(self, stage: str) -> StageMeter:
+        """What a stage took; all zeros where it was not needed."""
+        return self.meters.setdefault(stage, StageMeter(self.device))
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
@@ -79,7 +85,7 @@ class Setting:
         Before a stage that is not inside another, what the one before left behind is given back to the device.
         """
         outer = self.progress.meter
-        meter = self.meters.setdefault(stage, StageMeter(self.device))
+        meter = self.meter(stage)
         if outer is None:
             self.progress.stage(stage)
             release(self.device)
@@ -91,7 +97,7 @@ class Setting:
                 self.progress.meter = outer
 
     def log(self, stage: str, logged: Logged) -> None:
-        """A line of `metrics.jsonl`."""
+        """A line of `metrics.jsonl`, and the same to the trackers."""
         figures = logged.figures
         self.metrics.write(
             stage=stage,
@@ -100,7 +106,15 @@ class Setting:
             hard_loss=figures.hard_loss,
             soft_loss=figures.soft_loss,
             learning_rate=figures.learning_rate,
-            gradient_norm=figures.gradient_norm if math.isfinite(figures.gradient_norm) else None,
+            gradient_norm=figures.gradient_norm,
             tokens=figures.tokens,
             seconds=logged.seconds,
         )
+        named = {"loss": figures.loss, "hard_loss": figures.hard_loss, "soft_loss": figures.soft_loss}
+        rates = {"learning_rate": figures.learning_rate, "gradient_norm": figures.gradient_norm}
+        self.track(stage, logged.step, named | rates)
+
+    def track(self, stage: str, step: int, figures: dict[str, float]) -> None:
+        """Send figures to the trackers under `stage/name`."""
+        for tracker in self.trackers:
+            tracker.log({f"{stage}/{name}": value for name, value in figures.items()}, step=step)

@@ -39,7 +39,7 @@ class Student:
         base: the classifier of transformers inside it.
         tokenizer: the one that is saved with it.
         parameters: trainable and all weights.
-        cut: fewer layers than the pretrained model.
+        own_base: nobody else has its base, since layers were taken away or the files converted here.
         source: where the pretrained model came from.
     """
 
@@ -47,7 +47,7 @@ class Student:
     base: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     parameters: ParameterCount
-    cut: bool
+    own_base: bool
     source: ModelSource
 
 
@@ -111,7 +111,8 @@ def load_student(recipe: Recipe, classes: tuple[str, ...], source: ModelSource, 
     setting.progress.say(
         f"student: {count.trainable:,} of {count.total:,} parameters are trained = {100 * count.share:.4f} %"
     )
-    return Student(model, loaded.model, loaded.tokenizer, count, recipe.student.layers is not None, source)
+    own_base = recipe.student.layers is not None or source.converted
+    return Student(model, loaded.model, loaded.tokenizer, count, own_base, source)
 
 
 def learn(
@@ -232,6 +233,8 @@ class Judge:
             f"step {step}: training loss {training_loss:.4f}, validation loss {scores.loss:.4f}, "
             f"accuracy {scores.accuracy:.4f} on {scores.rows} rows, agreement {evaluation.agreement:.4f}"
         )
+        named = {"validation_loss": scores.loss, "accuracy": scores.accuracy, "agreement": evaluation.agreement}
+        self._setting.track("evaluate", step, named)
         return {
             "step": step,
             "training_loss": training_loss,

@@ -26,11 +26,15 @@ class Targets:
         row_ids: one per row of `logits_NC`.
         logits_NC: float32 on the CPU.
         fresh_head: whether the teacher's head was random.
+        layers: the teacher's decoder layers.
+        parameters: its weights.
     """
 
     row_ids: tuple[str, ...]
     logits_NC: torch.Tensor
     fresh_head: bool
+    layers: int
+    parameters: int
 
     def of(self, row_ids: Sequence[str]) -> torch.Tensor:
         """The logits of these rows, in their order, (len(row_ids), C).
@@ -69,7 +73,7 @@ def save_targets(targets: Targets, key: str, facts: dict[str, Any]) -> Path:
         index = {
             "key": key,
             "sha256": file_sha256(stage / LOGITS_FILE),
-            "fresh_head": targets.fresh_head,
+            "teacher": [targets.fresh_head, targets.layers, targets.parameters],
             "facts": facts,
             "row_ids": targets.row_ids,
         }
@@ -91,9 +95,9 @@ def load_targets(key: str) -> Targets | None:
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         intact = index["key"] == key and file_sha256(folder / LOGITS_FILE) == index["sha256"]
-        row_ids, fresh_head = tuple(index["row_ids"]), bool(index["fresh_head"])
+        row_ids, (fresh_head, layers, parameters) = tuple(index["row_ids"]), index["teacher"]
     except (OSError, ValueError, KeyError, TypeError):
         intact = False
     if not intact:
         raise InputError(f"the teacher targets in {folder} are damaged; delete that folder and run again")
-    return Targets(row_ids, load_file(folder / LOGITS_FILE)["logits"], fresh_head)
+    return Targets(row_ids, load_file(folder / LOGITS_FILE)["logits"], fresh_head, layers, parameters)

@@ -72,8 +72,13 @@ def fingerprint(**parts: Any) -> str:
 class Teacher(Protocol):
     """What the run needs of a teacher, whichever way it was made."""
 
-    fresh_head: bool
-    """The head is random: nothing has taught it the task."""
+    @property
+    def fresh_head(self) -> bool:
+        """The head is random: nothing has taught it the task."""
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The base."""
 
     def score(self, ids: Sequence[str], texts: Sequence[tuple[str, ...]], progress: Progress) -> torch.Tensor:
         """float32 logits on the CPU, (N, C), columns in label order."""

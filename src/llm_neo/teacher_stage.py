@@ -78,7 +78,8 @@ def teach(recipe: Recipe, data: Dataset, source: ModelSource, setting: Setting) 
         validation = _score(teacher, rows[: len(data.validation.rows)], setting)
         judged = _gate(recipe, data, validation, teacher.fresh_head, setting)
         logits = torch.cat([validation, _score(teacher, rows[len(validation) :], setting)])
-    targets = Targets(tuple(row.id for row in rows), logits, teacher.fresh_head)
+    loaded = teacher.loaded
+    targets = Targets(tuple(row.id for row in rows), logits, teacher.fresh_head, loaded.layers, loaded.parameters)
     save_targets(targets, key, identity)
     return Taught(targets, *judged, key)
 

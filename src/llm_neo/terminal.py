@@ -37,7 +37,7 @@ class _Count:
         self.started = self.clock()
 
     def add(self, amount: int, figures: dict[str, float]) -> None:
-        """Count units; `tokens` are those of these units and become a rate, other figures stand as they are."""
+        """Count units; `tokens` are those of these units and become a rate, other figures are shown."""
         self.done += amount
         now = self.clock()
         self.first = self.first or (now, self.done)
@@ -47,7 +47,7 @@ class _Count:
         self.figures |= figures
 
     def text(self) -> str:
-        """What stands beside the bar: `25/125 steps  loss 0.6931  12,345 tokens/s  0:34 elapsed  1:20 left`."""
+        """What stands beside the bar: `2/9 steps  loss 0.69  12,345 tokens/s  0:34 elapsed  1:20 left`."""
         parts = [self._amount()]
         parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.figures.items()]
         if tokens_per_second := self._tokens_per_second():

@@ -1,4 +1,4 @@
-"""Where models and data come from: local files, the Hugging Face hub, or one file of a package on the user's index."""
+"""Where models and data come from: local files, the Hugging Face hub, or a file of a package on an index."""
 
 from llm_neo.assets.cache import cache_folder
 from llm_neo.assets.resolve import ModelSource, resolve_file, resolve_model

@@ -1,7 +1,7 @@
 """One file out of an archive, by streaming its bytes to a path of our choice.
 
-Nothing is ever unpacked under a name that an archive gives: an entry called `../x`, a link or a device cannot reach the
-disk, because only the bytes of the one entry that was asked for are read.
+Nothing is ever unpacked under a name that an archive gives: an entry called `../x`, a link or a device cannot
+reach the disk, because only the bytes of the one entry that was asked for are read.
 """
 
 import hashlib
@@ -52,8 +52,8 @@ def extract_member(
         The sha256 of the bytes, in hexadecimal digits.
 
     Raises:
-        InputError: the archive is damaged, has no such file, or has a link, folder or device under that name, or the
-            file is larger than the limit.
+        InputError: the archive is damaged, has no such file, or has a link, folder or device under that name,
+            or the file is larger than the limit.
     """
     try:
         with (
@@ -165,8 +165,8 @@ def _same_folder(first: str, second: str) -> bool:
 def _require_regular(regular: bool, member: str, archive: str) -> None:
     if not regular:
         raise InputError(
-            f"{member} in {archive} is a link, a folder or a device, and only a regular file can be used; name"
-            " another file"
+            f"{member} in {archive} is a link, a folder or a device, and only a regular file can be used;"
+            " name another file"
         )
 
 

@@ -1,4 +1,4 @@
-"""The folder where downloads and conversions are kept, and the two ways a thing gets into it whole or not at all.
+"""The folder where downloads and conversions are kept, and how a thing gets into it whole or not at all.
 
 Several processes may share the folder: each writes under a name of its own and renames when it is done, so a
 reader sees a complete entry or none.
@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -21,6 +21,8 @@ from llm_neo.progress import Bar
 
 CHUNK_BYTES = 1 << 20
 _STAGING_PREFIX = ".staging-"
+# Windows knows no quota.
+_EDQUOT = getattr(errno, "EDQUOT", errno.ENOSPC)
 _STALE_SECONDS = 24 * 3600.0
 
 
@@ -80,7 +82,8 @@ def staged_file(target: Path) -> Iterator[Path]:
 def staged_folder(target: Path) -> Iterator[Path]:
     """An empty folder to fill that becomes `target` when the block ends well and vanishes when it does not.
 
-    Where another process has put `target` in place meanwhile, that one stays: both were made from the same input.
+    Where another process has put `target` in place meanwhile, that one stays: both were made from the same
+    input.
 
     Args:
         target: the folder to put in place.
@@ -111,15 +114,15 @@ def _friendly_disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, _EDQUOT):
             raise ResourceError(
-                f"the disk that holds {target.parent} is full; free some space, or set LLM_NEO_CACHE to a folder"
-                " on another disk"
+                f"the disk that holds {target.parent} is full; free some space, or set LLM_NEO_CACHE to a"
+                " folder on another disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise InputError(
-                f"the cache cannot be written at {target.parent} ({error.strerror}); set LLM_NEO_CACHE to a folder"
-                " that you may write to"
+                f"the cache cannot be written at {target.parent} ({error.strerror}); set LLM_NEO_CACHE to a"
+                " folder that you may write to"
             ) from error
         raise
 
@@ -133,19 +136,17 @@ def _staging_path(target: Path) -> Path:
 def _remove_stale(folder: Path) -> None:
     """Delete what killed processes left; a day is longer than any download or conversion that still runs."""
     for leftover in folder.glob(f"{_STAGING_PREFIX}*"):
-        try:
+        # Another process may clean up at the same time.
+        with suppress(OSError):
             if time.time() - leftover.stat().st_mtime < _STALE_SECONDS:
                 continue
             if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
+                shutil.rmtree(leftover)
             else:
                 leftover.unlink()
-        except FileNotFoundError:
-            # Another process cleaned up first.
-            continue
 
 
 def _sync(file: Path) -> None:
-    """Force the bytes to the disk before the rename: a power cut must not leave a whole name on half a file."""
+    """Force the bytes to the disk before the rename: a power cut must not leave half a file in place."""
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())

@@ -1,7 +1,7 @@
 """A distribution file of a package from the user's own index, chosen and verified by its sha256.
 
-unearth lists the files and brings credentials (netrc, keyring, those in the address) and certificates; this module
-chooses, streams, verifies and says what went wrong.
+unearth lists the files and brings credentials (netrc, keyring, those in the address) and certificates; this
+module chooses, streams, verifies and says what went wrong.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ def download_distribution(
 ) -> None:
     """Fetch the one file of `name==version` that has this sha256.
 
-    The places are asked in the order find-links, index, further indexes, and the first file that fits is taken; a place
-    that cannot be reached is passed over.
+    The places are asked in the order find-links, index, further indexes, and the first file that fits is
+    taken; a place that cannot be reached is passed over.
 
     Args:
         name: of the package.
@@ -102,7 +102,7 @@ def _finders(client: PyPIClient, settings: IndexSettings) -> Iterator[PackageFin
 def _candidates(
     finder: PackageFinder, name: str, version: str, sha256: str, search: _Search
 ) -> list[tuple[Link, bool]]:
-    """The files of that version that may be the pinned one, and whether the place says so: those that it does first."""
+    """The files of that version that may be the pinned one, each with whether the place says that it is."""
     place = finder.sources[0]["url"]
     try:
         packages = list(finder.find_all_packages(name, allow_yanked=True))
@@ -113,7 +113,7 @@ def _candidates(
     unknown: list[tuple[Link, bool]] = []
     for package in packages:
         search.versions.add(str(package.version))
-        if not Version(str(package.version)) == Version(version):
+        if Version(str(package.version)) != Version(version):
             continue
         listed = (package.link.hash_option or {}).get("sha256", [None])[0]
         if listed is None:
@@ -129,15 +129,15 @@ def _download(
     client: PyPIClient, link: Link, sha256: str, target: Path, label: str, progress: Progress
 ) -> None:
     """Stream a file to `target`, trying again where the connection breaks."""
-    for attempt in range(1, _ATTEMPTS + 1):
+    attempt = 1
+    while True:
         try:
-            _stream(client, link, sha256, target, label, progress)
+            return _stream(client, link, sha256, target, label, progress)
         except httpx2.TransportError:
             if attempt == _ATTEMPTS:
                 raise
-            time.sleep(_PAUSE_SECONDS * attempt)
-        else:
-            return
+        time.sleep(_PAUSE_SECONDS * attempt)
+        attempt += 1
 
 
 def _stream(
@@ -161,7 +161,7 @@ def _stream(
 
 @contextmanager
 def _warnings_of_unearth(troubles: list[str]) -> Iterator[None]:
-    """Collect what unearth only logs, such as an index that answers 401, instead of printing it."""
+    """Collect what unearth only logs, such as an index that answers 401; it is not printed then."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -170,13 +170,11 @@ def _warnings_of_unearth(troubles: list[str]) -> Iterator[None]:
                 troubles.append(record.getMessage())
 
     collector = Collector(logging.WARNING)
-    propagated, _LOGGER.propagate = _LOGGER.propagate, False
     _LOGGER.addHandler(collector)
     try:
         yield
     finally:
         _LOGGER.removeHandler(collector)
-        _LOGGER.propagate = propagated
 
 
 def _failure(
@@ -186,14 +184,15 @@ def _failure(
     places = ", ".join(_redacted(place) for place in (*settings.find_links, *settings.index_urls))
     if search.mismatches:
         return (
-            f"{package} was refused and nothing of it kept: {'; '.join(search.mismatches)}, but {sha256} is pinned."
-            " The file was damaged or replaced on its way; try again, or set PIP_INDEX_URL to another index"
+            f"{package} was refused and nothing of it kept: {'; '.join(search.mismatches)}, but {sha256} is"
+            " pinned. The file was damaged or replaced on its way; try again, or set PIP_INDEX_URL to"
+            " another index"
         )
     if search.other_files:
         return (
             f"none of the files of {package} has the pinned sha256 {sha256}:"
-            f" {', '.join(search.other_files[:_SHOWN])}; correct the pin, or set PIP_INDEX_URL to the index that it was"
-            " taken from"
+            f" {', '.join(search.other_files[:_SHOWN])}; correct the pin, or set PIP_INDEX_URL to the index"
+            " that it was taken from"
         )
     if search.troubles or not places:
         reasons = "; ".join(dict.fromkeys(search.troubles)) or "pip is set to use no index and no find-links"
@@ -206,13 +205,13 @@ def _failure(
 
 def _remedy(package: str, filename: str | None, sha256: str, reasons: str) -> str:
     if "Error(401)" in reasons or "Error(403)" in reasons:
-        return "put the user and password of the index into ~/.netrc or into the address that pip is configured with"
+        return "put the user and password of the index into ~/.netrc or into the address that pip asks"
     if "not being trusted" in reasons:
         return "use https, or name its host in PIP_TRUSTED_HOST"
     file = filename or f"the file of {package} with the sha256 {sha256}"
     return (
-        f"without a network, put {file} into a folder and set PIP_FIND_LINKS to it, or copy the folder LLM_NEO_CACHE of"
-        " a machine that has it; behind a mirror, set PIP_INDEX_URL"
+        f"without a network, put {file} into a folder and set PIP_FIND_LINKS to it, or copy the folder"
+        " LLM_NEO_CACHE of a machine that has it; behind a mirror, set PIP_INDEX_URL"
     )
 
 

@@ -1,12 +1,13 @@
 """A GGUF file as a folder that transformers loads like any other: converted once, kept in the cache.
 
-transformers reads GGUF files, but slowly (seconds per 100 MB), not together with bitsandbytes, and with gaps in
-the tokenizer. The conversion fills those gaps from the file's own metadata (`tokenizer.ggml.*`).
+transformers reads GGUF files, but slowly (seconds per 100 MB), not together with bitsandbytes, and with gaps
+in the tokenizer. The conversion fills those gaps from the file's own metadata (`tokenizer.ggml.*`).
 """
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,9 @@ _MAGIC = b"GGUF"
 def convert_gguf(path: Path, progress: Progress | None = None) -> Path:
     """The folder that holds a GGUF file's model and tokenizer in the form that transformers saves.
 
-    The folder has `config.json`, `generation_config.json`, `model.safetensors` (bfloat16) and the tokenizer, whose
-    post-processor puts the bos token before each text where the model wants one. It is made once per content of
-    the file: a second call only hashes the file.
+    The folder has `config.json`, `generation_config.json`, `model.safetensors` (bfloat16) and the tokenizer,
+    whose post-processor puts the bos token before each text where the model wants one. It is made once per
+    content of the file: a second call only hashes the file.
 
     Args:
         path: the GGUF file.
@@ -44,19 +45,25 @@ def convert_gguf(path: Path, progress: Progress | None = None) -> Path:
         The folder, inside the cache; not to be changed.
 
     Raises:
-        InputError: the file is no GGUF file, is damaged, or holds an architecture that transformers cannot read.
+        InputError: the file is no GGUF file, is damaged, or holds an architecture that transformers cannot
+            read.
         ResourceError: the disk is full.
     """
     progress = progress or SilentProgress()
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise InputError(f"{path} is not a GGUF file: it does not begin with the bytes GGUF")
-    target = cache_folder() / "models" / f"{file_sha256(path)[:32]}-v{CONVERTER_VERSION}"
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+        digest = file_sha256(path)
+    except OSError as error:
+        raise InputError(f"the GGUF file {path} cannot be read ({error.strerror}); check its name") from error
+    if magic != _MAGIC:
+        raise InputError(f"{path} is not a GGUF file: it does not begin with the bytes GGUF; name another")
+    target = cache_folder() / "models" / f"{digest[:32]}-v{CONVERTER_VERSION}"
     if (target / "config.json").is_file():
         return target
     megabytes = path.stat().st_size / 1e6
     progress.say(
-        f"Converting {path.name} ({megabytes:.0f} MB) to safetensors, once; about {3 + megabytes / 8:.0f} s"
+        f"Converting {path.name} ({megabytes:.0f} MB) to safetensors, once; about {15 + megabytes / 8:.0f} s"
     )
     with staged_folder(target) as stage:
         _convert(path, stage, progress)
@@ -72,15 +79,15 @@ def _convert(path: Path, folder: Path, progress: Progress) -> None:
             model = _load_model(path)
     except (ValueError, NotImplementedError, KeyError, ImportError) as error:
         raise InputError(
-            f"transformers cannot read the GGUF file {path} ({error}); name the model by its hub id or a folder with"
-            " safetensors instead"
+            f"transformers cannot read the GGUF file {path} ({error}); name the model by its hub id or a"
+            " folder with safetensors instead"
         ) from error
     cure_tokenizer(tokenizer, facts)
     _cure_model(model, facts)
     if not knows_pre_tokenizer(tokenizer, facts):
         progress.say(
-            f"{path.name} splits words by the rule {facts.pre!r}, which is not known here: token ids may differ from"
-            " the original model's"
+            f"{path.name} splits words by the rule {facts.pre!r}, which is not known here: token ids may"
+            " differ from the original model's"
         )
     with _quiet():
         model.save_pretrained(folder)
@@ -149,7 +156,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         with redirect_stderr(io.StringIO()):
             yield

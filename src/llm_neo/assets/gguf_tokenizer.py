@@ -83,7 +83,8 @@ def read_tokenizer_facts(path: Path) -> TokenizerFacts:
     byte_level = values.get("tokenizer.ggml.model") == "gpt2"
     # llama.cpp's defaults for files without the flag: sentencepiece and Llama 3 vocabularies begin with bos.
     silent = not byte_level or pre in ("llama3", "llama-v3", "llama-bpe")
-    # SmolLM2 files say no, but classification on single sentences needs one token that every text begins with.
+    # SmolLM2 files say no, but classification on single sentences needs one token that every text begins
+    # with.
     adds_bos = pre == "smollm" or bool(values.get("tokenizer.ggml.add_bos_token", silent))
     return TokenizerFacts(
         pre=pre,

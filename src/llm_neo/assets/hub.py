@@ -1,23 +1,27 @@
-"""A model of the Hugging Face hub, in the hub's own cache: configuration, tokenizer and safetensors, nothing else.
+"""A model of the Hugging Face hub, in the hub's own cache: configuration, tokenizer and safetensors only.
 
 Pickled weights and Python files are never fetched: loading either would run code of the repository.
 """
 
-import io
+import errno
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
-from llm_neo.errors import InputError, LlmNeoError
+from llm_neo.errors import InputError, ResourceError
 from llm_neo.progress import Bar, Progress
 
 MODEL_FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.*", "*.jinja")
 """The files of a model folder that matter, at its top level."""
 
-# fnmatch lets * cross folders; `consolidated` is a second copy of the weights in another layout.
-_IGNORED_PATTERNS = ("*/*", "consolidated*.safetensors")
+_SELECTION: dict[str, Any] = {
+    "allow_patterns": list(MODEL_FILE_PATTERNS),
+    # fnmatch lets * cross folders; `consolidated` is a second copy of the weights in another layout.
+    "ignore_patterns": ["*/*", "consolidated*.safetensors"],
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -33,8 +37,8 @@ def fetch_hub_model(repository: str, revision: str | None, progress: Progress) -
         The folder, inside the hub's cache (`HF_HOME`), and the commit.
 
     Raises:
-        InputError: the repository or revision is not there, is gated, holds no safetensors, or the hub cannot be
-            reached and nothing is cached.
+        InputError: the repository or revision is not there, is gated, holds no safetensors, or the hub cannot
+            be reached and nothing is cached.
     """
     with _hub_errors(repository, revision):
         if revision is not None and _COMMIT.fullmatch(revision):
@@ -58,9 +62,8 @@ def _snapshot(repository: str, revision: str | None, bar_class: type[Any], **opt
         snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=list(MODEL_FILE_PATTERNS),
-            ignore_patterns=list(_IGNORED_PATTERNS),
             tqdm_class=bar_class,
+            **_SELECTION,
             **options,
         )
     )
@@ -86,34 +89,29 @@ def _bytes_to_fetch(repository: str, revision: str | None) -> int | None:
 
     try:
         files = snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=list(MODEL_FILE_PATTERNS),
-            ignore_patterns=list(_IGNORED_PATTERNS),
-            tqdm_class=_bar_class(None),
-            dry_run=True,
+            repository, revision=revision, tqdm_class=_bar_class(None), dry_run=True, **_SELECTION
         )
     except DryRunError:
         return None
     if not any(file.filename.endswith(".safetensors") for file in files):
         raise InputError(
-            f"the hub model {repository} holds no safetensors, and pickled weights are not loaded because they can run"
-            " code; choose a revision or a model with safetensors"
+            f"the hub model {repository} holds no safetensors, and pickled weights are not loaded because"
+            " they can run code; choose a revision or a model with safetensors"
         )
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def _bar_class(bar: Bar | None) -> type[Any]:
     """A tqdm that draws nothing and passes the bytes on to `bar`."""
-    from tqdm.auto import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Forwarding(tqdm):  # type: ignore[misc]
+    class Forwarding(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             # The hub counts the bytes twice: as they come, and as they are written.
             self._counts = options.get("unit") == "B" and not str(options.get("desc")).startswith(
                 "Downloading bytes"
             )
-            super().__init__(*arguments, **{**options, "file": io.StringIO(), "disable": False})
+            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
             if bar is not None and self._counts:
@@ -126,23 +124,25 @@ def _bar_class(bar: Bar | None) -> type[Any]:
 @contextmanager
 def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
     """Say in one sentence what the hub's exceptions mean."""
+    import httpx2
     from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
     where = repository if revision is None else f"{repository}@{revision}"
+    verbosity = logging.get_verbosity()
+    # What the hub only logs on its way to an exception is said by the exception's sentence.
+    logging.set_verbosity(ERROR)
     try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    except LlmNeoError:
-        raise
+        yield
     except errors.GatedRepoError as error:
         raise InputError(
-            f"the hub model {where} is gated: accept its licence on the model's page and set HF_TOKEN to a token of that"
-            " account"
+            f"the hub model {where} is gated: accept its licence on the model's page and set HF_TOKEN to a"
+            " token of that account"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"{repository} is neither a local folder nor a model on the hub (or it is private: set HF_TOKEN); check the"
-            " name"
+            f"{repository} is neither a local folder nor a model on the hub (or it is private: set"
+            " HF_TOKEN); check the name"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(
@@ -152,11 +152,18 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
         raise InputError(
             f"{where} is no hub id such as owner/name or owner/name@revision ({error})"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+    except (httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise ResourceError(
+                f"the disk is full while fetching {where}; free some space, or set HF_HOME to a folder on"
+                " another disk"
+            ) from error
         raise InputError(
-            f"{where} is no local folder, and the hub could not be reached for it ({_first_line(error)}); check the"
-            " network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder with the model"
+            f"{where} is no local folder, and the hub could not be reached for it ({_first_line(error)});"
+            " check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder with the model"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

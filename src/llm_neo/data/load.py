@@ -110,10 +110,6 @@ class _Source:
 def _read(source: LabelledSource, progress: Progress) -> _Source:
     label = source.label.column if isinstance(source.label, ScoreLabel) else source.label
     texts = _text_columns(source)
-    if label in texts:
-        raise InputError(
-            f"{source.source}: {shown(label)} is named as text and as label; name another column"
-        )
     table = read_source(source, texts if label is None else (*texts, label), progress)
     kept, column = read_labels(table, source.label)
     if not kept.records:
@@ -124,11 +120,7 @@ def _read(source: LabelledSource, progress: Progress) -> _Source:
 
 
 def _text_columns(source: TextSource) -> tuple[str, ...]:
-    if isinstance(source.text, str):
-        return (source.text,)
-    if source.text[0] == source.text[1]:
-        raise InputError(f"{source.source}: the pair of texts names column {shown(source.text[0])} twice")
-    return source.text
+    return (source.text,) if isinstance(source.text, str) else source.text
 
 
 def _rows(name: str, table: Table, columns: Sequence[str], labels: Sequence[int | None]) -> list[Row]:

@@ -14,9 +14,8 @@ def class_counts(split: Split, classes: Sequence[str]) -> list[str]:
     """How many rows each class has, how many have no label, and which classes have no row."""
     counts = Counter(row.label for row in split.rows)
     parts = [f"{name} {counts[index]:,}" for index, name in enumerate(classes) if counts[index]]
-    parts = parts[:SHOWN_CLASSES] + (
-        [f"{len(parts) - SHOWN_CLASSES} more"] if len(parts) > SHOWN_CLASSES else []
-    )
+    if len(parts) > SHOWN_CLASSES:
+        parts[SHOWN_CLASSES:] = [f"{len(parts) - SHOWN_CLASSES} more"]
     parts += [f"without a label {counts[None]:,}"] if counts[None] else []
     notes = [f"{split.name}: {plural(len(split.rows), 'row')} ({', '.join(parts)})"]
     absent = [name for index, name in enumerate(classes) if not counts[index]]

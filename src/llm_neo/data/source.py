@@ -49,13 +49,17 @@ def read_source(source: TextSource, wanted: Sequence[str], progress: Progress) -
         raise InputError(_unknown(spec, suffix))
     from llm_neo.assets import resolve_file
 
-    return READERS[suffix](resolve_file(spec, progress), spec.partition("#")[0], wanted, source.columns)
+    return READERS[suffix](resolve_file(spec, progress), _without_checksum(spec), wanted, source.columns)
 
 
 def _suffix(spec: str) -> str:
     """The suffix, in lower case, of the file that the spec names; of a package file, the innermost path's."""
-    inner = spec.partition("#")[0].rpartition("!")[2] if spec.startswith(PYPI) else spec
+    inner = _without_checksum(spec).rpartition("!")[2] if spec.startswith(PYPI) else spec
     return PurePosixPath(inner.replace(os.sep, "/")).suffix.lower()
+
+
+def _without_checksum(spec: str) -> str:
+    return spec.partition("#")[0] if spec.startswith(PYPI) else spec
 
 
 def _unknown(spec: str, suffix: str) -> str:

@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from itertools import takewhile
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -46,17 +45,22 @@ class _Place:
     section: the section that holds the last key.
     field: the last key's definition; None for a key that does not exist.
     in_union: the error belongs to one form of a value that may take several.
+    optional: how many of the keys lead to the innermost one that a recipe may leave out; 0 = there is none.
     """
 
     keys: tuple[str | int, ...]
     section: type[Section]
     field: FieldInfo | None
     in_union: bool
+    optional: int
 
     @property
     def dotted(self) -> str:
         """The path as a user writes it."""
         return ".".join(key if isinstance(key, str) else f"[{key}]" for key in self.keys).replace(".[", "[")
+
+
+_Found = tuple[ErrorDetails, _Place]
 
 
 def faults(document: Mapping[str, Any]) -> list[str]:
@@ -72,14 +76,15 @@ def faults(document: Mapping[str, Any]) -> list[str]:
         one sentence for each broken rule, each beginning with the dotted key; none for a valid recipe.
     """
     found = _errors(document)
-    lines = _sentences(found, document)
+    misspelt = {key for detail, place in found if _unknown(detail) for key in _nearest(place)}
+    lines = _sentences(found, document, misspelt)
     if found:
         rest = _without_faulty_keys(found, document)
-        lines += [line for line in _sentences(_errors(rest), rest) if line not in lines]
+        lines += [line for line in _sentences(_errors(rest), rest, misspelt) if line not in lines]
     return lines
 
 
-def _errors(document: Mapping[str, Any]) -> list[tuple[ErrorDetails, _Place]]:
+def _errors(document: Mapping[str, Any]) -> list[_Found]:
     try:
         Recipe.model_validate(document)
     except ValidationError as error:
@@ -87,27 +92,25 @@ def _errors(document: Mapping[str, Any]) -> list[tuple[ErrorDetails, _Place]]:
     return []
 
 
-def _without_faulty_keys(
-    found: list[tuple[ErrorDetails, _Place]], document: Mapping[str, Any]
-) -> dict[str, Any]:
+def _without_faulty_keys(found: list[_Found], document: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without unknown keys and without wrong values of keys that no rule across sections reads."""
     rest: dict[str, Any] = deepcopy(dict(document))
     for detail, place in found:
-        optional = place.field is not None and not place.field.is_required()
-        keys = tuple(takewhile(lambda key: isinstance(key, str), place.keys))
-        if keys and (_unknown(detail) or (optional and keys[0] not in ("data", "teacher"))):
-            _at(rest, keys[:-1]).pop(keys[-1], None)
+        *above, last = place.keys[: place.optional] or [None]
+        if last is not None and (_unknown(detail) or above[:1] not in (["data"], ["teacher"])):
+            section: Any = rest
+            for key in above:
+                section = section.get(key, {})
+            section.pop(last, None)
     return rest
 
 
-def _sentences(found: list[tuple[ErrorDetails, _Place]], document: Mapping[str, Any]) -> list[str]:
-    misspelt = {key for detail, place in found if _unknown(detail) for key in _nearest(place)}
+def _sentences(found: list[_Found], document: Mapping[str, Any], misspelt: set[str]) -> list[str]:
+    # A misspelt key is also a missing one, and a list with a wrong item also a short one: say it once.
     listed = {place.dotted.partition("[")[0] for _, place in found if "[" in place.dotted}
     lines: dict[str, None] = {}
     for detail, place in found:
-        # A misspelt key is also a missing one, and a list with a wrong item also a short one: say it once.
-        said = {"missing": misspelt, "too_short": listed}.get(detail["type"], set())
-        if place.dotted not in said:
+        if place.dotted not in {"missing": misspelt, "too_short": listed}.get(detail["type"], set()):
             lines |= dict.fromkeys(_lines(detail, place, document))
     return list(lines)
 
@@ -117,7 +120,7 @@ def _unknown(detail: ErrorDetails) -> bool:
 
 
 def _place(detail: ErrorDetails, document: Mapping[str, Any]) -> _Place:
-    place = _Place((), Recipe, None, False)
+    place = _Place((), Recipe, None, in_union=False, optional=0)
     forms: list[type[Section]] = [Recipe]
     for depth, part in enumerate(detail["loc"]):
         names = {form.__name__: form for form in forms}
@@ -129,7 +132,9 @@ def _place(detail: ErrorDetails, document: Mapping[str, Any]) -> _Place:
             place = replace(place, keys=(*place.keys, part))
         elif len(forms) == 1 and (new or part in forms[0].model_fields):
             field = forms[0].model_fields.get(part)
-            place = _Place((*place.keys, part), forms[0], field, False)
+            keys = (*place.keys, part)
+            optional = place.optional if field and field.is_required() else len(keys)
+            place = _Place(keys, forms[0], field, in_union=False, optional=optional)
             forms = _forms(field.annotation) if field else []
         else:
             return replace(place, in_union=True)

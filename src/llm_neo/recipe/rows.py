@@ -40,20 +40,24 @@ class TextSource(Section):
     limit: Positive | None = Field(default=None, description="rows; null = all")
 
     def broken_rules(self) -> Iterator[str]:
-        """Columns that are listed are distinct and hold the text and the label."""
+        """Text and label are different columns, and those of the list where there is one."""
+        label = getattr(self, "label", None)
+        label = label.column if isinstance(label, ScoreLabel) else label
+        used = [("text", name) for name in ([self.text] if isinstance(self.text, str) else self.text)]
+        used += [("label", label)] if label is not None else []
+        names = [name for _, name in used]
+        if len(set(names)) != len(names):
+            yield f"text: the columns of text and label must differ, got {names}; name another one"
         if self.columns is None:
             return
         if len(set(self.columns)) != len(self.columns):
             yield f"columns: {list(self.columns)} must differ from one another; rename one"
-        label = getattr(self, "label", None)
-        used = {"text": self.text, "label": label.column if isinstance(label, ScoreLabel) else label}
-        for key, names in used.items():
-            for name in (names,) if isinstance(names, str) else names or ():
-                if name not in self.columns:
-                    yield (
-                        f"{key}: {name} is not among the columns {list(self.columns)}; name one of them, "
-                        "or set columns to null for a file with a header line"
-                    )
+        for key, name in used:
+            if name not in self.columns:
+                yield (
+                    f"{key}: {name} is not among the columns {list(self.columns)}; name one of them, "
+                    "or set columns to null for a file with a header line"
+                )
 
 
 class LabelledSource(TextSource):

@@ -1,0 +1,115 @@
+"""The run as a straight line: recipe, data, teacher, targets, student, training, evaluation, files."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from llm_neo.assets import ModelSource, resolve_model
+from llm_neo.data import load_data
+from llm_neo.errors import InputError
+from llm_neo.files import write_text_atomically
+from llm_neo.metrics_log import MetricsLog
+from llm_neo.models import load_config
+from llm_neo.progress import Progress, SilentProgress
+from llm_neo.recipe import Recipe, check_environment, dump_recipe, load_recipe
+from llm_neo.result import Result, write_result
+from llm_neo.run_directory import RunDirectory, prepare, reopen
+from llm_neo.run_record import RunRecord
+from llm_neo.runtime import select_device, select_precision
+from llm_neo.setting import CountedProgress, Setting
+from llm_neo.student_stage import learn, load_student
+from llm_neo.teacher import fingerprint
+from llm_neo.teacher_stage import Taught, teach
+from llm_neo.trackers import open_trackers
+
+
+def distill(recipe: Recipe, progress: Progress | None = None, *, overwrite: bool = False) -> RunRecord:
+    """Distil the recipe's teacher into its student; everything is in `recipe.output` when it returns.
+
+    Args:
+        recipe: as `load_recipe` gives it.
+        progress: whom to tell; None = nobody.
+        overwrite: replace an earlier run in `recipe.output`.
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        InputError: the recipe's data, models or output cannot be used.
+        TeacherGateError: the teacher is no better than the majority class.
+        NonFiniteError: a loss, gradient or logit is NaN or infinite.
+        ResourceError: out of memory or disk.
+    """
+    check_environment(recipe)
+    run = prepare(recipe.output, overwrite=overwrite)
+    write_text_atomically(run.recipe, dump_recipe(recipe))
+    return _run(recipe, run, progress or SilentProgress())
+
+
+def resume(path: Path, progress: Progress | None = None) -> RunRecord:
+    """Go on with an interrupted run: from its last checkpoint, with the targets that are scored already.
+
+    Args:
+        path: the run directory.
+        progress: whom to tell; None = nobody.
+
+    Raises:
+        InputError: there is no such run, it is finished, or what it was made of has changed since.
+    """
+    run = reopen(path)
+    recipe = load_recipe(str(run.recipe))
+    check_environment(recipe)
+    return _run(recipe, run, progress or SilentProgress())
+
+
+def _run(recipe: Recipe, run: RunDirectory, shown: Progress) -> RunRecord:
+    with _setting(recipe, run, shown) as setting:
+        with setting.measure("data"):
+            data = load_data(recipe.data, setting.progress)
+            sources = _sources(recipe, setting)
+        taught = teach(recipe, data, sources[0], setting)
+        with setting.measure("train"):
+            student = load_student(recipe, data.classes, sources[1], setting)
+            learnt = learn(student, recipe, data, taught.targets, setting, identity=_identity(recipe, taught, sources))
+    return write_result(Result(recipe, data, taught, student, learnt, setting))
+
+
+@contextmanager
+def _setting(recipe: Recipe, run: RunDirectory, shown: Progress) -> Iterator[Setting]:
+    device = select_device(recipe.runtime.device)
+    precision = select_precision(recipe.runtime.precision, device)
+    shown.say(f"device {device}, {precision.reason}")
+    if recipe.runtime.memory_limit_gib is not None:
+        _limit_memory(recipe.runtime.memory_limit_gib, device)
+    with MetricsLog(run.metrics) as log, open_trackers(recipe.trackers, run.path) as trackers:
+        yield Setting(device, precision, CountedProgress(shown), run, log, trackers)
+
+
+def _limit_memory(gib: float, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise InputError(
+            f"runtime.memory_limit_gib: {gib:g} limits a GPU's memory, but the run is on the {device.type}; set it to null"
+        )
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
+
+
+def _sources(recipe: Recipe, setting: Setting) -> tuple[ModelSource, ModelSource]:
+    """Teacher's and student's files, fetched; that both are what they should be is known before a weight loads."""
+    sources = []
+    for spec in (recipe.teacher.model, recipe.student.model):
+        source = resolve_model(spec, setting.progress)
+        load_config(source.folder, spec, recipe.runtime.trust_remote_code)
+        sources.append(source)
+    return sources[0], sources[1]
+
+
+def _identity(recipe: Recipe, taught: Taught, sources: tuple[ModelSource, ModelSource]) -> str:
+    """Fingerprint of everything that shapes the student's training."""
+    settings = json.loads(recipe.model_dump_json(include={"student", "loss", "train", "runtime", "data"}))
+    for shapeless in ("checkpoint_every_steps", "log_every_steps"):
+        del settings["train"][shapeless]
+    return fingerprint(targets=taught.key, student=sources[1].fingerprint, settings=settings)
