@@ -1,7 +1,6 @@
 """A GGUF file becomes a folder like any other: the values, the special tokens, the digits, one bos token."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from llm_neo.errors import InputError
 from llm_neo.progress import SilentProgress
 
 VOCABULARY = tiny_vocabulary()
+# Read before a fixture gives each test a cache of its own.
+USERS_CACHE = cache_folder()
 
 
 class Told(SilentProgress):
@@ -217,12 +218,9 @@ def test_bad_files_are_refused_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_the_real_smollm2_says_paris() -> None:
-    cache = os.environ.get("LLM_NEO_TEST_CACHE")
-    found = (
-        sorted(Path(cache).expanduser().glob("models/b179c9523d0e6a0f98a330c7562b6827-v*")) if cache else []
-    )
+    found = sorted(USERS_CACHE.glob("models/b179c9523d0e6a0f98a330c7562b6827-v*"))
     if not found:
-        pytest.skip("no converted SmolLM2-135M in LLM_NEO_TEST_CACHE")
+        pytest.skip(f"no converted SmolLM2-135M in {USERS_CACHE}; `llm-neo distill` puts it there")
     tokenizer = AutoTokenizer.from_pretrained(found[-1])
     model = AutoModelForCausalLM.from_pretrained(found[-1])
     assert tokenizer("In 2024, 3 movies")["input_ids"] == [1, 788, 216, 34, 32, 34, 36, 28, 216, 35, 10026]

@@ -131,7 +131,14 @@ def test_a_wrong_setting_is_named(tmp_path: Path, variables: dict[str, str], mes
 
 
 def test_lines_that_are_no_option_are_passed_over() -> None:
-    listing = "WARNING: hello\nglobal.index-url='a'\nglobal.broken=[\n:env:.timeout='1'\nfreeze.timeout='2'\nglobal.no_index='1'"
+    lines = [
+        "WARNING: hello",
+        "global.index-url='a'",
+        "global.broken=[",
+        ":env:.timeout='1'",
+        "freeze.timeout='2'",
+    ]
+    listing = "\n".join([*lines, "global.no_index='1'"])
     assert parse_pip_config(listing) == {"index-url": "a", "no-index": "1"}
 
 
@@ -177,6 +184,5 @@ def test_a_certificate_file_or_folder_is_used_and_a_wrong_one_is_named(tmp_path:
     for settings in (settings_with(tmp_path / "wrong.pem"), settings_with(None, tmp_path / "wrong.pem")):
         with pytest.raises(
             InputError, match=r"the certificate in .*wrong.pem cannot be used .* correct PIP_CERT"
-        ):
-            with open_index_client(settings):
-                pass
+        ), open_index_client(settings):
+            pass

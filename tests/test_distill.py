@@ -301,8 +301,8 @@ def test_a_quantised_teacher_learns_and_leaves_its_base_as_it_was(
 ) -> None:
     pytest.importorskip("bitsandbytes")
     record = distill(recipe_of(material, tmp_path / "run", f"teacher.quantization={quantization}", "train.epochs=1"))
-    assert record.teacher.quantization == quantization and record.teacher.accuracy > 0.9
-    assert record.teacher.total_parameters == 384_704
+    assert record.teacher.quantization == quantization and record.teacher.accuracy > 0.8
+    assert record.teacher.total_parameters == 377_984
 
 
 def test_tensorboard_files_can_be_read_back(finished: Any, material: Path, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ class TestModelCard:
         assert r"| F1 of `c\|d` |" in text
 
     def test_more_classes_and_pairs(self) -> None:
-        source = {"source": "rows.tsv", "text": ["first", "second"], "label": "label"}
+        source = {"source": "rows.tsv", "text": ("first", "second"), "label": "label"}
         pairs = recipe(data={"train": source, "validation": {"fraction_of_train": 0.1}})
         text = model_card(run_record(classes=["a", "b", "c"]), pairs)
         assert "| F1 macro average |" in text

@@ -64,13 +64,13 @@ def distillation_loss(
             )
         return RowLosses(hard_B, hard_B.detach(), torch.zeros_like(hard_B.detach()))
     soft_B = soft_term(student_BC, teacher_logits_BC, temperature)
-    if hard_label_weight == 1.0:
-        total_B = hard_B
-    elif hard_label_weight == 0.0:
-        total_B = soft_B
-    else:
-        total_B = hard_label_weight * hard_B + (1.0 - hard_label_weight) * soft_B
-    return RowLosses(total_B, hard_B.detach(), soft_B.detach())
+    return RowLosses(_mixed(hard_B, soft_B, hard_label_weight), hard_B.detach(), soft_B.detach())
+
+
+def _mixed(hard_B: Tensor, soft_B: Tensor, weight: float) -> Tensor:
+    if weight == 1.0:
+        return hard_B
+    return soft_B if weight == 0.0 else weight * hard_B + (1.0 - weight) * soft_B
 
 
 def soft_term(student_logits_BC: Tensor, teacher_logits_BC: Tensor, temperature: float) -> Tensor:

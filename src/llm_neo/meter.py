@@ -81,16 +81,16 @@ class StageMeter:
             ended = stop.wait(_SAMPLING_SECONDS)
 
     def _start_device(self) -> None:
-        import torch
-
         if self._device is not None and self._device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def _stop_device(self) -> None:
-        import torch
-
         if self._device is not None and self._device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self._device)
             peak = torch.cuda.max_memory_allocated(self._device)
             self.peak_device_bytes = max(self.peak_device_bytes, peak)

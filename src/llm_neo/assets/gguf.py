@@ -116,9 +116,8 @@ def _load_model(path: Path) -> "PreTrainedModel":
     import transformers
 
     # Newer versions can keep the blocks packed; only plain tensors can be saved.
-    extra: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):
-        extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    packing = getattr(transformers, "GgufConfig", None)
+    extra: dict[str, Any] = {} if packing is None else {"quantization_config": packing(dequantize=True)}
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
@@ -140,11 +139,10 @@ def _load_model(path: Path) -> "PreTrainedModel":
 def _cure_model(model: Any, facts: TokenizerFacts) -> None:
     """Make the loaded model an ordinary one: nothing of it is quantised, and its token ids are the file's."""
     model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     model.config._name_or_path = ""
-    # The GGUF's title lands here, where other tools expect a hub id.
-    model.config.__dict__.pop("_model_name_or_path", None)
+    # The second is the file's title, where other tools expect a hub id.
+    for stale in ("quantization_config", "_model_name_or_path"):
+        model.config.__dict__.pop(stale, None)
     for holder in (model.config, model.generation_config):
         for name, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
             setattr(holder, f"{name}_token_id", facts.ids.get(role))

@@ -116,8 +116,7 @@ def cure_tokenizer(tokenizer: Any, facts: TokenizerFacts) -> None:
 
     for name, role in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         setattr(tokenizer, f"{name}_token", facts.tokens.get(role))
-    if facts.context_tokens is not None:
-        tokenizer.model_max_length = facts.context_tokens
+    tokenizer.model_max_length = facts.context_tokens or tokenizer.model_max_length
     backend = tokenizer.backend_tokenizer
     if facts.byte_level and facts.pre in _DIGIT_BY_DIGIT:
         backend.pre_tokenizer = pre_tokenizers.Sequence(

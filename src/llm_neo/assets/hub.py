@@ -167,4 +167,5 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("Got: ").rstrip(":")

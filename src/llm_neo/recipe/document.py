@@ -142,7 +142,7 @@ def _represent_float(representer: SafeRepresenter, value: float) -> Node:
 
 
 def _represent_text(representer: SafeRepresenter, value: str) -> Node:
-    style = "'" if value.lower() in _YAML_1_1_WORDS or value[:1] in tuple("+-.0123456789") else None
+    style = "'" if value.lower() in _YAML_1_1_WORDS or not value[:1].isalpha() else None
     # Only double quotes keep a line break or a control character as it is.
     style = style if value.isprintable() else '"'
     return representer.represent_scalar(_CORE + "str", value, style=style)

@@ -127,36 +127,14 @@ def _accuracy(model: ScoredModel) -> str:
 
 
 def _usage(record: RunRecord, recipe: Recipe) -> str:
-    lora = recipe.student.lora is not None
-    names = dict(enumerate(record.classes))
-    base = (
-        f'f"{{folder}}/{record.student.base}"' if record.student.base == "base" else repr(_loadable(record))
-    )
-    text = (
-        '("a text", "and its second part")'
-        if isinstance(recipe.data.train.text, tuple)
-        else '"a text of yours"'
-    )
+    pair = isinstance(recipe.data.train.text, tuple)
+    text = '("a text", "and its second part")' if pair else '"a text of yours"'
     return "\n".join(
         [
             "## Use",
             "",
             "```python",
-            "import torch",
-            *(["from peft import PeftModel"] if lora else []),
-            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-            "",
-            'folder = "student"  # this folder, or huggingface_hub.snapshot_download("owner/name")',
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            "model = AutoModelForSequenceClassification.from_pretrained(",
-            f"    {base if lora else 'folder'},",
-            f"    id2label={names!r},",
-            f"    label2id={ {name: index for index, name in names.items()}!r},",
-            "    pad_token_id=tokenizer.pad_token_id,",
-            "    dtype=torch.float32,",
-            ")",
-            *(["model = PeftModel.from_pretrained(model, folder)"] if lora else []),
-            "model.eval()",
+            *_loading(record, with_adapter=recipe.student.lora is not None),
             "",
             f"texts = [{text}]",
             "inputs = tokenizer(",
@@ -173,6 +151,29 @@ def _usage(record: RunRecord, recipe: Recipe) -> str:
             "```",
         ]
     )
+
+
+def _loading(record: RunRecord, *, with_adapter: bool) -> list[str]:
+    """Lines of Python that load the student by transformers and peft alone."""
+    names = dict(enumerate(record.classes))
+    base = 'f"{folder}/base"' if record.student.base == "base" else repr(_loadable(record))
+    return [
+        "import torch",
+        *(["from peft import PeftModel"] if with_adapter else []),
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'folder = "student"  # this folder, or huggingface_hub.snapshot_download("owner/name")',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForSequenceClassification.from_pretrained(",
+        f"    {base if with_adapter else 'folder'},",
+        f"    id2label={names!r},",
+        f"    label2id={ {name: index for index, name in names.items()}!r},",
+        "    pad_token_id=tokenizer.pad_token_id,",
+        "    dtype=torch.float32,",
+        ")",
+        *(["model = PeftModel.from_pretrained(model, folder)"] if with_adapter else []),
+        "model.eval()",
+    ]
 
 
 def _loadable(record: RunRecord) -> str:

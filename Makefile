@@ -1,0 +1,43 @@
+# Two commands do everything on a machine with Python and make:
+#   make demo   sets up, then distils the quickstart recipe
+#   make test   sets up, then runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check format clean
+
+setup: $(STAMP)
+
+# Nothing happens while the environment is newer than what it is made from.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 2; }
+	@echo "setting up $(VENV) (once; PyTorch is the large part)"
+	@start=$$(date +%s); \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+	  echo "set up in $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+demo: setup
+	@$(BIN)/llm-neo fetch quickstart
+	@start=$$(date +%s); $(BIN)/llm-neo distill quickstart --overwrite && \
+	  echo "llm-neo distill took $$(( $$(date +%s) - start )) s"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,0 +1,175 @@
+"""The command line: what it prints, how it ends, and what it does not import."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import llm_neo
+from llm_neo.cli import main
+from llm_neo.recipe import recipe_text
+
+SOURCE = str(Path(llm_neo.__file__).parents[1])
+
+
+def process(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    command = [sys.executable, "-m", "llm_neo", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+def test_help_answers_in_under_three_tenths_of_a_second() -> None:
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        ended = process("--help")
+        seconds.append(time.perf_counter() - begin)
+        assert ended.returncode == 0
+    for command in (
+        "distill",
+        "recipes",
+        "validate",
+        "evaluate",
+        "predict",
+        "export",
+        "--debug",
+        "--version",
+    ):
+        assert command in ended.stdout
+    assert min(seconds) < 0.3
+
+
+def test_no_command_shows_the_help() -> None:
+    ended = process()
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, process("--help").stdout, "")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"llm-neo {llm_neo.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["validate", "quickstart"], ["recipes"], ["recipes", "show", "quickstart"]]
+)
+def test_recipes_are_looked_at_without_heavy_packages(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom llm_neo.cli import main\n"
+        f"code = main({words})\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy', 'matplotlib'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "quickstart" in ended.stdout
+
+
+def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["quickstart", "sst2-llama3", "sst2-smollm2"]
+    assert lines[1].startswith("sst2-llama3   SST-2 with Meta-Llama-3-8B in 4 bit as the teacher")
+    assert main(["recipes", "show", "sst2-llama3"]) == 0
+    assert capsys.readouterr().out == recipe_text("sst2-llama3")
+
+
+def test_a_shown_recipe_is_a_file_to_begin_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipes", "show", "quickstart"])
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert main(["validate", str(tmp_path / "mine.yaml"), "train.epochs=2"]) == 0
+    assert capsys.readouterr().out == f"recipe {tmp_path / 'mine.yaml'} is valid\n"
+
+
+def test_validate_looks_at_the_machine_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "quickstart", "runtime.engine=captured", "data.train.source=./gone.tsv"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(
+        "llm-neo: error: recipe quickstart has 2 problems:\n  runtime.engine: captured is not"
+    )
+    assert "\n  data.train.source: ./gone.tsv does not exist here" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nosuch"], "No such command 'nosuch'; see `llm-neo --help`"),
+        (["--nosuch"], "No such option: --nosuch; see `llm-neo --help`"),
+        (["validate"], "Missing argument 'RECIPE'; see `llm-neo validate --help`"),
+        (["validate", "quickstart", "--json"], "No such option: --json; see `llm-neo validate --help`"),
+        (["validate", "quikstart"], "there is no recipe quikstart: "),
+        (["validate", "quickstart", "epochs"], "recipe quickstart has 1 problem:\n  epochs: the override"),
+        (["recipes", "nosuch"], "No such command 'nosuch'; see `llm-neo recipes --help`"),
+        (["recipes", "show"], "Missing argument 'NAME'; see `llm-neo recipes show --help`"),
+        (["recipes", "show", "nosuch"], "there is no recipe nosuch: "),
+        (["distill", "nosuch"], "there is no recipe nosuch: "),
+        (["distill", "epochs=1"], "recipe quickstart has 1 problem:\n  epochs: unknown key"),
+        (
+            ["distill", "sst2-smollm2", "epochs=1"],
+            "recipe sst2-smollm2 has 1 problem:\n  epochs: unknown key",
+        ),
+        (
+            ["distill", "quickstart", "sst2-smollm2"],
+            "recipe quickstart has 1 problem:\n  sst2-smollm2: the over",
+        ),
+        (["distill", "--resume"], "Option '--resume' requires an argument; see `llm-neo distill --help`"),
+        (
+            ["distill", "--resume", "runs/x", "quickstart"],
+            "--resume takes everything from the run; leave out",
+        ),
+        (
+            ["distill", "--resume", "runs/x", "--overwrite"],
+            "--resume takes everything from the run; leave out",
+        ),
+        (["evaluate", "runs/x"], "Missing option '--data'; see `llm-neo evaluate --help`"),
+        (["evaluate"], "Missing argument 'RUN'; see `llm-neo evaluate --help`"),
+        (["predict"], "Missing argument 'RUN'; see `llm-neo predict --help`"),
+        (["predict", "nowhere", "text"], "nowhere holds no run: it has no recipe.yaml"),
+        (
+            ["export", "runs/x"],
+            "Missing option '--to'. Choose from: adapter, merged; see `llm-neo export --help`",
+        ),
+        (["export", "runs/x", "--to", "onnx"], "Invalid value for '--to': "),
+        (["export", "--to", "merged"], "Missing argument 'RUN'; see `llm-neo export --help`"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_one_message(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"llm-neo: error: {message}")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--debug", "validate", "nosuch"], ["validate", "nosuch", "--debug"]):
+        assert main(words) == 2
+        assert "Traceback" in capsys.readouterr().err
+    assert main(["validate", "quickstart", "--", "--debug"]) == 2
+    assert "the override" in capsys.readouterr().err
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    program = (
+        "import sys, llm_neo; sys.exit([name for name in sys.modules if name.startswith('llm_neo.')] or 0)"
+    )
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_package_names_what_it_lacks() -> None:
+    with pytest.raises(AttributeError, match="module 'llm_neo' has no attribute 'nosuch'"):
+        llm_neo.nosuch  # noqa: B018
