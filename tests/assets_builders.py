@@ -138,9 +138,7 @@ MERGES = ["Ġ t", "2 0", "2 4", "20 24", "Ġ 20", "Ġ Ġ", "h e"]
 def tiny_vocabulary() -> list[str]:
     """320 tokens: three special ones, 256 bytes, the merges, fillers."""
     byte_values = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    spelled = [chr(value) for value in byte_values] + [
-        chr(256 + index) for index in range(256 - len(byte_values))
-    ]
+    spelled = [chr(value) for value in byte_values] + [chr(256 + index) for index in range(256 - len(byte_values))]
     tokens = [*SPECIAL_TOKENS, *spelled, *(merge.replace(" ", "") for merge in MERGES)]
     return tokens + [f"filler{index}" for index in range(320 - len(tokens))]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from llm_neo.intervals import PairedDifference, wilson_interval
-from llm_neo.run_record import RunRecord
+from llm_neo.run.record import RunRecord
 
 ROWS = 872
 

@@ -51,9 +51,7 @@ def test_the_bytes_of_one_file_come_out(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("outer", [zip_of, tar_of])
 def test_an_archive_inside_an_archive(tmp_path: Path, inner: bytes, outer: object) -> None:
     content = outer({"p/inner.bin": inner})  # type: ignore[operator]
-    assert extract_member(
-        archive(tmp_path, content), "p/inner.bin", out(tmp_path), nested="d/f"
-    ) == sha256_of(CONTENT)
+    assert extract_member(archive(tmp_path, content), "p/inner.bin", out(tmp_path), nested="d/f") == sha256_of(CONTENT)
 
 
 def test_the_top_folder_of_a_source_archive_may_be_left_out(tmp_path: Path) -> None:
@@ -69,9 +67,7 @@ def test_the_top_folder_of_a_source_archive_may_be_left_out(tmp_path: Path) -> N
 
 def test_an_absent_file_is_named_with_its_nearest_names(tmp_path: Path) -> None:
     path = archive(tmp_path, zip_of({"pkg/reviews.txt": b"x", "zzz": b"x"}))
-    with pytest.raises(
-        InputError, match=r"^archive holds no file 'pkg/review.txt'; it holds pkg/reviews.txt$"
-    ):
+    with pytest.raises(InputError, match=r"^archive holds no file 'pkg/review.txt'; it holds pkg/reviews.txt$"):
         extract_member(path, "pkg/review.txt", out(tmp_path))
     with pytest.raises(InputError, match="it holds nothing"):
         extract_member(archive(tmp_path, zip_of({})), "pkg/review.txt", out(tmp_path))

@@ -14,9 +14,7 @@ from llm_neo.assets.cache import cache_folder, file_sha256, staged_file, staged_
 from llm_neo.errors import InputError, ResourceError
 
 
-def test_the_folder_is_the_variables_else_the_platforms(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_folder_is_the_variables_else_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLM_NEO_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
     monkeypatch.setenv("LLM_NEO_CACHE", "~/mine")
@@ -55,12 +53,14 @@ def test_a_staged_file_appears_when_done_and_replaces_the_old_one(tmp_path: Path
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    def fail_halfway(half: Path) -> None:
+        half.write_text("half")
+        raise kind
+
     with pytest.raises(kind), staged_file(tmp_path / "f") as stage:
-        stage.write_text("half")
-        raise kind
+        fail_halfway(stage)
     with pytest.raises(kind), staged_folder(tmp_path / "d") as stage:
-        (stage / "half").write_text("half")
-        raise kind
+        fail_halfway(stage / "half")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,12 +97,16 @@ def test_what_a_killed_process_left_a_day_ago_is_removed(tmp_path: Path) -> None
 
 
 def test_a_full_disk_is_a_resource_error_and_a_closed_folder_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="is full; free some space, or set LLM_NEO_CACHE"):
-        with staged_file(tmp_path / "f"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(InputError, match="cannot be written at .* set LLM_NEO_CACHE"):
-        with staged_folder(tmp_path / "f"):
-            raise OSError(errno.EROFS, "Read-only file system")
+    with (
+        pytest.raises(ResourceError, match="is full; free some space, or set LLM_NEO_CACHE"),
+        staged_file(tmp_path / "f"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(InputError, match=r"cannot be written at .* set LLM_NEO_CACHE"),
+        staged_folder(tmp_path / "f"),
+    ):
+        raise OSError(errno.EROFS, "Read-only file system")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be written"), staged_file(tmp_path / "file" / "f"):
         pass

@@ -64,13 +64,11 @@ def test_the_folder_holds_a_plain_bfloat16_model(
         assert torch.equal(stored[f"{theirs}.weight"], torch.from_numpy(values[ours]).bfloat16())
     # Rotary halves are interleaved in the file: row 0, 2, 4, ... become rows 0, 1, 2, ...
     query = torch.from_numpy(values["blk.0.attn_q"]).bfloat16()
-    assert torch.equal(
-        stored["model.layers.0.self_attn.q_proj.weight"], torch.cat([query[0::2], query[1::2]])
-    )
+    assert torch.equal(stored["model.layers.0.self_attn.q_proj.weight"], torch.cat([query[0::2], query[1::2]]))
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, 2)
-    assert "quantization_config" not in config and "_model_name_or_path" not in config
+    assert not {"quantization_config", "_model_name_or_path"} & set(config)
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"], generation["pad_token_id"]) == (1, 2, 2)
     assert said == ["Converting tiny.gguf (0 MB) to safetensors, once; about 15 s"]
@@ -209,10 +207,10 @@ def test_bad_files_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"incomplete \(KeyError: 'tokenizer.ggml.tokens'\)"):
         convert_gguf(path)
     tiny_gguf(path, architecture="martian")
-    with pytest.raises(InputError, match="transformers cannot read the GGUF file .*martian"):
+    with pytest.raises(InputError, match=r"transformers cannot read the GGUF file .*martian"):
         convert_gguf(path)
     tiny_gguf(path, without="blk.0.attn_v")
-    with pytest.raises(InputError, match="no tensor for model.layers.0.self_attn.v_proj.weight"):
+    with pytest.raises(InputError, match=r"no tensor for model.layers.0.self_attn.v_proj.weight"):
         convert_gguf(path)
     assert not [entry for entry in cache_folder().rglob("*") if entry.is_file()]
 

@@ -95,9 +95,7 @@ def test_variables_win_over_files(tmp_path: Path) -> None:
     ("name", "value"),
     [("PIP_CERT", "1"), ("REQUESTS_CA_BUNDLE", "2"), ("SSL_CERT_FILE", "4"), ("CURL_CA_BUNDLE", "3")],
 )
-def test_certificates_come_from_pip_then_from_the_usual_variables(
-    tmp_path: Path, name: str, value: str
-) -> None:
+def test_certificates_come_from_pip_then_from_the_usual_variables(tmp_path: Path, name: str, value: str) -> None:
     variables = {"PIP_CERT": "1", "REQUESTS_CA_BUNDLE": "2", "CURL_CA_BUNDLE": "3", "SSL_CERT_FILE": "4"}
     for file in variables.values():
         (tmp_path / file).write_text("")
@@ -106,13 +104,9 @@ def test_certificates_come_from_pip_then_from_the_usual_variables(
 
 
 def test_no_index_leaves_find_links_only(tmp_path: Path) -> None:
-    found = settings_of(
-        tmp_path, "[global]\nno-index = yes\n", PIP_FIND_LINKS="/a", PIP_INDEX_URL="https://x/simple"
-    )
+    found = settings_of(tmp_path, "[global]\nno-index = yes\n", PIP_FIND_LINKS="/a", PIP_INDEX_URL="https://x/simple")
     assert (found.index_urls, found.find_links) == ((), ("/a",))
-    assert settings_of(tmp_path, PIP_NO_INDEX="0", PIP_INDEX_URL="https://x/simple").index_urls == (
-        "https://x/simple",
-    )
+    assert settings_of(tmp_path, PIP_NO_INDEX="0", PIP_INDEX_URL="https://x/simple").index_urls == ("https://x/simple",)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +141,7 @@ def test_without_pip_in_this_python_the_pip_on_the_path_is_asked_and_else_the_va
 ) -> None:
     python = sys.executable
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    assert (
-        settings_of(tmp_path, "[global]\nfind-links = /a\n", PIP_INDEX_URL="https://x/simple").find_links
-        == ()
-    )
+    assert settings_of(tmp_path, "[global]\nfind-links = /a\n", PIP_INDEX_URL="https://x/simple").find_links == ()
     pip = tmp_path / "pip"
     pip.write_text(f'#!/bin/sh\nexec {python} -m pip "$@"\n')
     pip.chmod(0o755)
@@ -182,7 +173,8 @@ def test_a_certificate_file_or_folder_is_used_and_a_wrong_one_is_named(tmp_path:
             assert client.follow_redirects
     (tmp_path / "wrong.pem").write_text("no certificate")
     for settings in (settings_with(tmp_path / "wrong.pem"), settings_with(None, tmp_path / "wrong.pem")):
-        with pytest.raises(
-            InputError, match=r"the certificate in .*wrong.pem cannot be used .* correct PIP_CERT"
-        ), open_index_client(settings):
+        with (
+            pytest.raises(InputError, match=r"the certificate in .*wrong.pem cannot be used .* correct PIP_CERT"),
+            open_index_client(settings),
+        ):
             pass

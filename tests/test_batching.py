@@ -1,7 +1,5 @@
 """Tokens and batches, on texts whose tokens can be counted by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch

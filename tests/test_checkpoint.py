@@ -51,7 +51,10 @@ def test_only_the_newest_is_kept_and_named(tmp_path: Path) -> None:
         step(*whole)
         store.save(*whole, TrainingState(step=number))
     assert sorted(file.name for file in tmp_path.iterdir()) == [LATEST_FILE, "step-00000003"]
-    assert store.step() == 3 and {f.suffix for f in (tmp_path / "step-00000003").iterdir()} == {".safetensors", ".json"}
+    assert store.step() == 3 and {f.suffix for f in (tmp_path / "step-00000003").iterdir()} == {
+        ".safetensors",
+        ".json",
+    }
 
 
 @pytest.mark.parametrize("name", [TENSORS_FILE, STATE_FILE])

@@ -1,6 +1,10 @@
 """The command line: what it prints, how it ends, and what it does not import."""
 
+import io
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +19,8 @@ from llm_neo.recipe import recipe_text
 SOURCE = str(Path(llm_neo.__file__).parents[1])
 
 
-def process(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": SOURCE}
+def process(*words: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": SOURCE} | variables
     command = [sys.executable, "-m", "llm_neo", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
 
@@ -42,9 +46,9 @@ def test_help_answers_in_under_three_tenths_of_a_second() -> None:
     assert min(seconds) < 0.3
 
 
-def test_no_command_shows_the_help() -> None:
-    ended = process()
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, process("--help").stdout, "")
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr() == (process("--help").stdout, "")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,9 +56,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"llm-neo {llm_neo.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "words", [["validate", "quickstart"], ["recipes"], ["recipes", "show", "quickstart"]]
-)
+@pytest.mark.parametrize("words", [["validate", "quickstart"], ["recipes"], ["recipes", "show", "quickstart"]])
 def test_recipes_are_looked_at_without_heavy_packages(words: list[str]) -> None:
     program = (
         "import sys\nfrom llm_neo.cli import main\n"
@@ -88,9 +90,7 @@ def test_validate_looks_at_the_machine_too(capsys: pytest.CaptureFixture[str]) -
     assert main(["validate", "quickstart", "runtime.engine=captured", "data.train.source=./gone.tsv"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(
-        "llm-neo: error: recipe quickstart has 2 problems:\n  runtime.engine: captured is not"
-    )
+    assert err.startswith("llm-neo: error: recipe quickstart has 2 problems:\n  runtime.engine: captured is not")
     assert "\n  data.train.source: ./gone.tsv does not exist here" in err
 
 
@@ -116,7 +116,7 @@ def test_validate_looks_at_the_machine_too(capsys: pytest.CaptureFixture[str]) -
             ["distill", "quickstart", "sst2-smollm2"],
             "recipe quickstart has 1 problem:\n  sst2-smollm2: the over",
         ),
-        (["distill", "--resume"], "Option '--resume' requires an argument; see `llm-neo distill --help`"),
+        (["distill", "--resume"], "Option '--resume' requires an argument; see `llm-neo "),
         (
             ["distill", "--resume", "runs/x", "quickstart"],
             "--resume takes everything from the run; leave out",
@@ -161,10 +161,45 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixt
     assert "the override" in capsys.readouterr().err
 
 
+class _Signalled(io.BytesIO):
+    """Input during which a signal arrives."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__()
+        self._number = number
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        signal.raise_signal(self._number)
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_command_with_its_code(
+    number: signal.Signals,
+    code: int,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe_text("quickstart"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(_Signalled(number)))
+    assert main(["predict", str(tmp_path)]) == code
+    assert capsys.readouterr() == ("", f"llm-neo: {word}\n")
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
-    program = (
-        "import sys, llm_neo; sys.exit([name for name in sys.modules if name.startswith('llm_neo.')] or 0)"
-    )
+    program = "import sys, llm_neo; sys.exit([name for name in sys.modules if name.startswith('llm_neo.')] or 0)"
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_function_of_the_package_stays_the_function() -> None:
+    """Importing the module of the same name binds it to the package; the function must win."""
+    program = "import llm_neo; first = llm_neo.distill; assert callable(first); assert llm_neo.distill is first"
     environment = os.environ | {"PYTHONPATH": SOURCE}
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -173,3 +208,96 @@ def test_importing_the_package_imports_nothing_else() -> None:
 def test_the_package_names_what_it_lacks() -> None:
     with pytest.raises(AttributeError, match="module 'llm_neo' has no attribute 'nosuch'"):
         llm_neo.nosuch  # noqa: B018
+
+
+RECIPE = """
+data:
+  train: {source: train.tsv, text: sentence, label: label}
+  validation: {source: validation.csv, text: sentence, label: label}
+  max_length_tokens: 32
+teacher: {model: ./llama, quantization: none, gate: warn, fine_tune: {learning_rate: 1.0e-2}}
+student: {model: ./llama, layers: 2}
+train: {learning_rate: 1.0e-2}
+runtime: {device: cpu, precision: float32}
+output: run
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its material and its finished run."""
+    from tiny import tiny_llama, toy_file
+
+    folder = tmp_path_factory.mktemp("finished")
+    tiny_llama(folder / "llama", layers=3)
+    toy_file(folder / "train.tsv", 64, seed=1)
+    toy_file(folder / "validation.csv", 40, seed=2)
+    (folder / "mine.yaml").write_text(RECIPE, encoding="utf-8")
+    variables = {"LLM_NEO_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    ended = process("distill", "mine.yaml", "train.epochs=2", folder=folder, **variables)
+    assert ended.returncode == 0, ended.stderr
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert "== teacher" in ended.stderr
+    assert "student" in ended.stdout
+    return folder
+
+
+def test_distill_leaves_a_finished_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    assert json.loads((finished / "run" / "run.json").read_text())["validation_rows"] == 40
+    assert "epochs: 2" in (finished / "run" / "recipe.yaml").read_text()
+    assert main(["distill", "mine.yaml"]) == 2
+    assert "output run holds a finished run" in capsys.readouterr().err
+    assert main(["distill", "--resume", "run"]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_resume_finishes_a_run_that_lacks_its_last_file(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    shutil.copytree("run", "interrupted")
+    (finished / "interrupted" / "run.json").unlink()
+    assert main(["distill", "--resume", "interrupted"]) == 0
+    assert "student" in capsys.readouterr().out
+    assert (finished / "interrupted" / "run.json").is_file()
+
+
+def test_evaluate_prints_figures_or_json(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    assert main(["evaluate", "run", "--data", "validation.csv", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "run", "--data", "validation.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"accuracy             {scores['accuracy']:.4f}" in lines
+    low, high = scores["accuracy_interval"]
+    assert f"accuracy interval    {low:.4f} {high:.4f}" in lines
+
+
+def test_predict_prints_a_line_for_each_text(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    assert main(["predict", "run", "the plot is good", "a grim film"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[2] for line in lines] == ["the plot is good", "a grim film"]
+    (finished / "texts.txt").write_text("the plot is good\na grim film\n")
+    assert main(["predict", "run", "--file", "texts.txt", "--json"]) == 0
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for (label, score, text), found in zip(lines, objects, strict=True):
+        assert (found["text"], found["label"]) == (text, label)
+        assert sorted(found["scores"]) == ["negative", "positive"]
+        assert f"{max(found['scores'].values()):.4f}" == score
+
+
+def test_export_prints_where_it_wrote(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    assert main(["export", "run", "--to", "merged", "--output", "whole"]) == 0
+    assert capsys.readouterr().out == "whole\n"
+    assert (finished / "whole" / "config.json").is_file()

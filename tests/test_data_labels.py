@@ -51,18 +51,14 @@ def test_booleans_are_false_then_true_and_may_index() -> None:
 def test_integers_index_given_names_unless_those_are_numbers() -> None:
     assert labels(table_of("1", "0", "good"), NAMED)[1] == [1, 0, 1]
     assert labels(table_of("1", "0"), Classes(("1", "0"), ordered=True))[1] == [0, 1]
-    with pytest.raises(
-        InputError, match=r"a.tsv, line 3: the label '2' is none of the classes 'bad', 'good'"
-    ):
+    with pytest.raises(InputError, match=r"a.tsv, line 3: the label '2' is none of the classes 'bad', 'good'"):
         labels(table_of("1", "2"), NAMED)
     with pytest.raises(InputError, match="line 2: the label '2' is none of the classes '0', '1'"):
         labels(table_of("2"), Classes(("0", "1"), ordered=True))
 
 
 def test_the_order_of_inferred_words_is_no_meaning_for_integers() -> None:
-    assert infer_classes(*read_labels(table_of("good", "bad"), "label")) == Classes(
-        ("bad", "good"), ordered=False
-    )
+    assert infer_classes(*read_labels(table_of("good", "bad"), "label")) == Classes(("bad", "good"), ordered=False)
     with pytest.raises(InputError, match="the label '1' is none of the classes 'bad', 'good'"):
         labels(table_of("1"), Classes(("bad", "good"), ordered=False))
     assert infer_classes(*read_labels(table_of("0", "1"), "label")).ordered

@@ -48,9 +48,7 @@ def data_of(path: str, validation: Any = None, **more: Any) -> Data:
     source = {"source": path, "text": "text", "label": "label", **more.pop("train", {})}
     if isinstance(validation, str):
         validation = {"source": validation, "text": "text", "label": "label"}
-    return Data.model_validate(
-        {"train": source, "validation": validation or {"fraction_of_train": 0.5}, **more}
-    )
+    return Data.model_validate({"train": source, "validation": validation or {"fraction_of_train": 0.5}, **more})
 
 
 def test_two_sources_become_two_splits(tmp_path: Path) -> None:
@@ -90,12 +88,12 @@ def test_a_pair_of_texts(tmp_path: Path) -> None:
 
 
 def test_fingerprints_cover_ids_and_texts_or_ids_and_labels() -> None:
-    def split(text: tuple[str, ...] = ("ab",), label: int | None = 0, id: str = "train:1") -> Split:
-        return Split("train", (Row(id, text, label),), "a.tsv")
+    def split(text: tuple[str, ...] = ("ab",), label: int | None = 0, row_id: str = "train:1") -> Split:
+        return Split("train", (Row(row_id, text, label),), "a.tsv")
 
     assert split().fingerprint == hashlib.sha256(b"7:train:11:12:ab").hexdigest()
     assert split().label_fingerprint == hashlib.sha256(b"7:train:11:0").hexdigest()
-    others = [split(("ac",)), split(("a", "b")), split(("ab", "")), split(id="train:2")]
+    others = [split(("ac",)), split(("a", "b")), split(("ab", "")), split(row_id="train:2")]
     assert len({one.fingerprint for one in [split(), *others]}) == 5
     assert split(label=1).fingerprint == split().fingerprint
     assert len({split(label=label).label_fingerprint for label in (0, 1, None)}) == 3
@@ -147,9 +145,7 @@ def test_scores_are_split_after_the_thresholds(tmp_path: Path) -> None:
     assert len(found.train.rows) + len(found.validation.rows) == 67
     assert "train: 33 rows dropped, score between -0.5 and 0.5" in found.notes
     share = len(found.validation.rows)
-    assert (
-        f"validation: {share} rows ({100 * share / 67:.1f} %) of the training source held out" in found.notes
-    )
+    assert f"validation: {share} rows ({100 * share / 67:.1f} %) of the training source held out" in found.notes
     all_kept = tsv(tmp_path / "#all.tsv", ("text", "score"), ("a", 1), ("b", -1))
     notes = load_data(data_of(all_kept, {**SCORED, "source": all_kept}, train={"label": SCORE})).notes
     assert not any("dropped" in note for note in notes)
@@ -273,9 +269,7 @@ def test_a_text_must_be_one(tmp_path: Path, value: object, words: str) -> None:
 
 def test_a_fraction_must_leave_rows_on_both_sides(tmp_path: Path) -> None:
     path = tsv(tmp_path / "a.tsv", *rows_of(4))
-    with pytest.raises(
-        InputError, match=r"no row is held out for validation at .* 1e-09 of 4 rows; raise it"
-    ):
+    with pytest.raises(InputError, match=r"no row is held out for validation at .* 1e-09 of 4 rows; raise it"):
         load_data(data_of(path, {"fraction_of_train": 1e-9}))
     with pytest.raises(InputError, match=r"no row is left for training at .*; lower it"):
         load_data(data_of(path, {"fraction_of_train": 1 - 1e-9}))
@@ -320,9 +314,7 @@ def test_a_source_of_an_unknown_kind_says_what_is_read(spec: str, words: str) ->
     assert len(str(error.value)) < 400
 
 
-def test_a_folder_and_a_file_without_a_suffix_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_and_a_file_without_a_suffix_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("owner/name/train").mkdir(parents=True)
     with pytest.raises(InputError, match="owner/name/train is a folder; name one file in it"):
@@ -332,9 +324,7 @@ def test_a_folder_and_a_file_without_a_suffix_are_named(
         read_texts(TextSource(source="owner/name/file", text="text"))
 
 
-def test_a_package_file_is_read_by_the_suffix_inside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_file_is_read_by_the_suffix_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = tmp_path / "5d7c06"
     cached.write_text("7\tgood\n")
     monkeypatch.setattr(assets, "resolve_file", lambda spec, progress: cached)

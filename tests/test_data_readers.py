@@ -81,9 +81,7 @@ def test_lines_of_ten_megabytes_are_read(tmp_path: Path) -> None:
 
 
 def test_json_lines_may_leave_a_key_out_and_hold_line_separators(tmp_path: Path) -> None:
-    data = (
-        '{"text": "a\u2028b", "label": 1}\n{"text": "c"}\n{"text": "d", "label": null, "more": [1, {"x": 2}]}'
-    )
+    data = '{"text": "a\u2028b", "label": 1}\n{"text": "c"}\n{"text": "d", "label": null, "more": [1, {"x": 2}]}'
     table = read(tmp_path, "a.jsonl", data.encode())
     assert table.records == [(1, ("a\u2028b", 1)), (2, ("c", None)), (3, ("d", None))]
 

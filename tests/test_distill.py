@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import BAD, GOOD, tiny_llama, toy_file
 
 from llm_neo import teacher_stage
-from llm_neo.distill import distill, resume
+from llm_neo.distillation import distill, resume
 from llm_neo.errors import InputError, TeacherGateError
 from llm_neo.recipe import Recipe, load_recipe
-from llm_neo.run_record import RunRecord, read_run
+from llm_neo.run.record import RunRecord, read_run
 
 RECIPE = """
 data:
@@ -29,7 +28,8 @@ student:
   model: STUDENT
   layers: 2
   lora: {rank: 4, alpha: 8, dropout: 0.1, targets: [q_proj, k_proj, v_proj]}
-train: {epochs: 3, learning_rate: 1.0e-2, evaluate_every_steps: 20, evaluate_rows: 50, log_every_steps: 5, checkpoint_every_steps: 30}
+train: {epochs: 3, learning_rate: 1.0e-2, evaluate_every_steps: 20,
+        evaluate_rows: 50, log_every_steps: 5, checkpoint_every_steps: 30}
 runtime: {device: cpu, precision: float32}
 output: OUTPUT
 """
@@ -48,8 +48,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_of(material: Path, output: Path, *overrides: str) -> Recipe:
     text = RECIPE
     for name, path in {
-        "TRAIN": material / "train.tsv", "VALIDATION": material / "validation.csv",
-        "TEACHER": material / "llama", "STUDENT": material / "llama", "OUTPUT": output,
+        "TRAIN": material / "train.tsv",
+        "VALIDATION": material / "validation.csv",
+        "TEACHER": material / "llama",
+        "STUDENT": material / "llama",
+        "OUTPUT": output,
     }.items():
         text = text.replace(name, str(path))
     file = output.parent / "recipe.yaml"
@@ -156,7 +159,8 @@ def test_a_second_run_reuses_teacher_and_targets_and_says_so(finished: Any, tmp_
         ("loss.temperature=3.0", True),
         ("teacher.fine_tune.micro_batch_size=8", True),
         ("teacher.fine_tune.epochs=1", False),
-        ("train.seed=1", False),
+        ("train.seed=1", True),
+        ("teacher.fine_tune.seed=1", False),
         ("data.max_length_tokens=16", False),
         ("data.train.limit=300", False),
     ],
@@ -172,7 +176,7 @@ def test_what_shapes_the_teacher_decides_whether_it_is_reused(
             raise KeyboardInterrupt
 
         patch.setattr(teacher_stage, "train", stop)
-        patch.setattr("llm_neo.distill.learn", stop)
+        patch.setattr("llm_neo.distillation.learn", stop)
         heard = Heard()
         with pytest.raises(KeyboardInterrupt):
             distill(recipe_of(material, tmp_path / "run", change), heard)
@@ -196,7 +200,7 @@ def test_the_teacher_is_gone_before_the_student_loads(material: Path, tmp_path: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher_stage, "load_base_classifier", remember)
-        patch.setattr("llm_neo.distill.load_student", look)
+        patch.setattr("llm_neo.distillation.load_student", look)
         with pytest.raises(KeyboardInterrupt):
             distill(recipe_of(material, tmp_path / "run", "teacher.fine_tune.epochs=1", "teacher.gate=warn"))
     assert seen == [True]
@@ -259,14 +263,19 @@ def test_a_teacher_no_better_than_the_majority_stops_the_run(material: Path, tmp
 def test_a_prompted_teacher_needs_no_training(material: Path, tmp_path: Path) -> None:
     words = f"[{GOOD[0]}, {BAD[0]}]"
     recipe = recipe_of(
-        material, tmp_path / "run", f"teacher.prompt={{template: '{{text}} it is', label_words: {words}}}",
-        "teacher.gate=warn", "train.epochs=1",
+        material,
+        tmp_path / "run",
+        f"teacher.prompt={{template: '{{text}} it is', label_words: {words}}}",
+        "teacher.gate=warn",
+        "train.epochs=1",
     )
     record = distill(recipe)
     assert record.teacher.way == "prompt" and record.stages["teacher"].seconds < record.stages["train"].seconds * 10
 
 
-def test_an_adapter_teacher_answers_as_it_did_when_it_was_trained(finished: Any, material: Path, tmp_path: Path) -> None:
+def test_an_adapter_teacher_answers_as_it_did_when_it_was_trained(
+    finished: Any, material: Path, tmp_path: Path
+) -> None:
     _, record, _, _, cache = finished
     (saved,) = [folder for folder in (cache / "teachers").iterdir() if (folder / "adapter_config.json").exists()][:1]
     recipe = recipe_of(material, tmp_path / "run", f"teacher.adapter={saved}", "train.epochs=1")
@@ -275,16 +284,28 @@ def test_an_adapter_teacher_answers_as_it_did_when_it_was_trained(finished: Any,
 
 def test_all_weights_of_teacher_and_student_can_learn(material: Path, tmp_path: Path) -> None:
     full = recipe_of(
-        material, tmp_path / "run", "teacher.fine_tune.lora=null", "teacher.fine_tune.learning_rate=1e-3",
-        "student.lora=null", "student.layers=null", "train.learning_rate=1e-3",
+        material,
+        tmp_path / "run",
+        "teacher.fine_tune.lora=null",
+        "teacher.fine_tune.learning_rate=1e-3",
+        "student.lora=null",
+        "student.layers=null",
+        "train.learning_rate=1e-3",
     )
     record = distill(full)
     assert record.student.trainable_share == 1.0 and record.student.accuracy > 0.9
     heard = Heard()
-    again = distill(recipe_of(
-        material, tmp_path / "again", "teacher.fine_tune.lora=null", "teacher.fine_tune.learning_rate=1e-3",
-        "data.validation.limit=60", "train.epochs=1",
-    ), heard)
+    again = distill(
+        recipe_of(
+            material,
+            tmp_path / "again",
+            "teacher.fine_tune.lora=null",
+            "teacher.fine_tune.learning_rate=1e-3",
+            "data.validation.limit=60",
+            "train.epochs=1",
+        ),
+        heard,
+    )
     assert any(line.startswith("teacher: reused") for line in heard.said) and again.teacher.accuracy > 0.9
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_llama, toy_sentences
+from tiny import toy_sentences
 
-from llm_neo import adapters
 from llm_neo.batching import Batch, TokenRows, encode, packed_batch
 from llm_neo.errors import NonFiniteError, ResourceError
 from llm_neo.evaluate import classifier_forward, score_rows
-from llm_neo.models import LoadedModel, Placement, load_classifier
+from llm_neo.models import adapters
+from llm_neo.models.load import LoadedModel, Placement, load_classifier
 from llm_neo.recipe import Lora
 
 CPU = torch.device("cpu")

@@ -81,12 +81,10 @@ def test_what_is_no_text_is_refused_with_its_place(
 
 @pytest.mark.parametrize("line", ["one", "one\ttwo\tthree"])
 def test_a_pair_is_two_texts(pair: Path, line: str) -> None:
-    with pytest.raises(InputError, match="text 1: .* must be two texts with one TAB between them"):
+    with pytest.raises(InputError, match=r"text 1: .* must be two texts with one TAB between them"):
         texts_for(pair, [line], None, NOTHING)
 
 
 def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"holds no run: it has no recipe\.yaml; name the folder of a finished"
-    ):
+    with pytest.raises(InputError, match=r"holds no run: it has no recipe\.yaml; name the folder of a finished"):
         texts_for(tmp_path, ["a"], None, NOTHING)

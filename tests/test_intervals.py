@@ -100,9 +100,7 @@ def test_a_loss_is_named_where_the_interval_lies_below_zero() -> None:
         (1.05, PairedDifference(872, 0.045, (0.02, 0.07))),
     ],
 )
-def test_an_interval_that_reaches_zero_is_no_measurable_loss(
-    ratio: float, paired_figures: PairedDifference
-) -> None:
+def test_an_interval_that_reaches_zero_is_no_measurable_loss(ratio: float, paired_figures: PairedDifference) -> None:
     sentence = retention_sentence(ratio, paired_figures)
     assert sentence.startswith("No measurable loss against the teacher: ")
     assert f"{100 * paired_figures.difference:+.1f} points on the same 872 rows" in sentence

@@ -84,9 +84,7 @@ def test_the_placeholder_label_of_an_unlabelled_row_is_never_read() -> None:
     gradients = []
     for chosen in (labels, other):
         z = student.clone().requires_grad_()
-        distillation_loss(
-            z, teacher, chosen, labelled, hard_label_weight=0.5, temperature=2.0
-        ).total_B.sum().backward()
+        distillation_loss(z, teacher, chosen, labelled, hard_label_weight=0.5, temperature=2.0).total_B.sum().backward()
         gradients.append(z.grad)
     assert torch.equal(*gradients)
 
@@ -228,9 +226,7 @@ def test_the_order_of_rows_and_of_classes_does_not_matter() -> None:
     moved = distillation_loss(student[rows], teacher[rows], labels[rows], labelled[rows], **kwargs)
     assert torch.equal(moved.total_B, plain.total_B[rows])
     classes = torch.tensor([2, 0, 1])
-    renamed = distillation_loss(
-        student[:, classes], teacher[:, classes], classes.argsort()[labels], labelled, **kwargs
-    )
+    renamed = distillation_loss(student[:, classes], teacher[:, classes], classes.argsort()[labels], labelled, **kwargs)
     torch.testing.assert_close(renamed.total_B, plain.total_B)
 
 

@@ -46,9 +46,7 @@ def test_three_classes_are_averaged_one_by_one() -> None:
     precision, recall = [1 / 2, 1.0, 1 / 2], [1 / 2, 2 / 3, 1.0]
     assert got.precision == pytest.approx(sum(precision) / 3)
     assert got.recall == pytest.approx(sum(recall) / 3)
-    assert got.f1 == pytest.approx(
-        sum(2 * p * r / (p + r) for p, r in zip(precision, recall, strict=True)) / 3
-    )
+    assert got.f1 == pytest.approx(sum(2 * p * r / (p + r) for p, r in zip(precision, recall, strict=True)) / 3)
 
 
 def test_a_class_that_never_occurs_is_left_out_of_the_average() -> None:

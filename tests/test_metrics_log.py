@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_neo.errors import InputError, ResourceError
-from llm_neo.metrics_log import MetricsLine, MetricsLog, read_metrics
+from llm_neo.run.metrics_log import MetricsLine, MetricsLog, read_metrics
 
 KEYS = [
     "stage",
@@ -126,7 +126,7 @@ def test_a_log_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_said_to_be(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    with pytest.raises(ResourceError, match="the disk is full"), log:
+    with pytest.raises(ResourceError, match="the disk is full"), log:  # noqa: PT012
         log._file = io.TextIOWrapper(io.BufferedWriter(io.FileIO("/dev/full", "w")), encoding="utf-8")
         log.write(**line("train", 1))
 

@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_llama, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
 
-from llm_neo import adapters, quantization, tasks
+from llm_neo import tasks
 from llm_neo.errors import InputError
-from llm_neo.models import LoadedModel, Placement, load_classifier, load_language_model
+from llm_neo.models import adapters, quantization
+from llm_neo.models.layers import select_layers
+from llm_neo.models.load import LoadedModel, Placement, load_classifier, load_language_model
 from llm_neo.recipe import Lora
-from llm_neo.student import select_layers
 
 CPU = torch.device("cpu")
 
@@ -69,7 +70,9 @@ def test_nf4_is_double_quantised_with_the_given_compute_dtype() -> None:
     assert config.llm_int8_skip_modules is None
 
 
-def test_without_bitsandbytes_quantising_is_refused_and_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_quantising_is_refused_and_the_rest_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     assert quantization.quantization_config("none", torch.float32) is None
     with pytest.raises(InputError, match="teacher.quantization=none"):
@@ -132,7 +135,13 @@ def test_a_tokenizer_with_neither_padding_nor_end_is_refused(llama: Path, tmp_pa
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    shape = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 64,
+    }
     BertForSequenceClassification(BertConfig(**shape, pad_token_id=2)).save_pretrained(tmp_path)
     tiny_tokenizer(tmp_path)
     with pytest.raises(InputError, match="choose a decoder"):
@@ -200,8 +209,15 @@ def test_all_linear_leaves_the_head_to_full_training(llama: Path) -> None:
 def test_the_seeds_share_on_the_true_shape_of_llama_3_2_1b() -> None:
     with torch.device("meta"):
         config = tiny_config(
-            layers=16, vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_attention_heads=32,
-            num_key_value_heads=8, max_position_embeddings=131072, num_labels=2, pad_token_id=2,
+            layers=16,
+            vocab_size=128256,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=131072,
+            num_labels=2,
+            pad_token_id=2,
         )
         base = LlamaForSequenceClassification(config)
         base.requires_grad_(False)

@@ -32,9 +32,7 @@ def test_quantization_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch, quanti
 def test_a_tracker_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     (problem,) = problems("trackers=[tensorboard]")
-    assert problem.startswith(
-        "trackers: tensorboard is not installed here; pip install 'llm-neo[tensorboard]'"
-    )
+    assert problem.startswith("trackers: tensorboard is not installed here; pip install 'llm-neo[tensorboard]'")
 
 
 def test_the_captured_engine_is_refused() -> None:

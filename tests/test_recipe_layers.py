@@ -29,9 +29,7 @@ def test_mappings_merge_and_everything_else_replaces() -> None:
         ),
     ],
 )
-def test_a_way_to_a_teacher_replaces_the_inherited_one(
-    layer: dict[str, Any], teacher: dict[str, Any]
-) -> None:
+def test_a_way_to_a_teacher_replaces_the_inherited_one(layer: dict[str, Any], teacher: dict[str, Any]) -> None:
     base = {"teacher": {"model": "m", "fine_tune": {"epochs": 1, "batch_size": 4}}}
     assert merge(base, {"teacher": layer}) == {"teacher": teacher}
 
@@ -49,9 +47,7 @@ def test_a_way_to_a_teacher_replaces_the_inherited_one(
 def test_validation_of_the_other_kind_replaces_the_whole(
     base: dict[str, Any], layer: dict[str, Any], merged: dict[str, Any]
 ) -> None:
-    assert merge({"data": {"validation": base}}, {"data": {"validation": layer}}) == {
-        "data": {"validation": merged}
-    }
+    assert merge({"data": {"validation": base}}, {"data": {"validation": layer}}) == {"data": {"validation": merged}}
 
 
 def test_column_names_go_with_their_file() -> None:

@@ -130,9 +130,7 @@ def test_a_file_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> 
 
 
 def test_what_is_no_recipe_names_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"no recipe quikstart: .*\(quickstart, .*; did you mean quickstart\?"
-    ):
+    with pytest.raises(InputError, match=r"no recipe quikstart: .*\(quickstart, .*; did you mean quickstart\?"):
         load_recipe("quikstart")
     with pytest.raises(InputError, match="name one of them or a YAML file"):
         recipe_text("../secret")
@@ -149,9 +147,7 @@ def test_an_unreadable_file_is_refused() -> None:
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
-words = st.one_of(
-    names, st.sampled_from(["yes", "No", "null", "5e-5", "1_0", "0x1", "~", "a: b", "#", " x ", "-"])
-)
+words = st.one_of(names, st.sampled_from(["yes", "No", "null", "5e-5", "1_0", "0x1", "~", "a: b", "#", " x ", "-"]))
 positive = st.integers(1, 10**6)
 rates = st.floats(min_value=1e-300, max_value=1e300, exclude_min=True)
 shares = st.floats(0, 1, exclude_max=True)
@@ -195,9 +191,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
             model=draw(words), layers=draw(st.sampled_from([None, 3, (0, 5)])), lora=draw(st.none() | loras)
         ),
         loss=Loss(hard_label_weight=draw(shares), temperature=draw(rates)),
-        train=Train(
-            learning_rate=draw(rates), max_gradient_norm=draw(st.none() | rates), seed=draw(positive)
-        ),
+        train=Train(learning_rate=draw(rates), max_gradient_norm=draw(st.none() | rates), seed=draw(positive)),
         runtime=Runtime(memory_limit_gib=draw(st.none() | rates)),
         trackers=draw(st.sampled_from([(), ("tensorboard",)])),
         output=draw(words),

@@ -284,9 +284,7 @@ def test_an_unknown_key_names_the_nearest_one(override: str, remedy: str) -> Non
 
 
 def test_a_misspelt_key_is_not_reported_as_missing_too() -> None:
-    assert faults(document(teacher={"modle": "m"})) == [
-        "teacher.modle: unknown key; did you mean teacher.model?"
-    ]
+    assert faults(document(teacher={"modle": "m"})) == ["teacher.modle: unknown key; did you mean teacher.model?"]
 
 
 def test_missing_sections_are_named_with_their_keys() -> None:

@@ -23,7 +23,7 @@ from llm_neo.recipe import Recipe, load_recipe
 from llm_neo.report import draw_curves, model_card, summary
 from llm_neo.report.curves import smooth
 from llm_neo.report.names import hub_data, hub_model, public_name
-from llm_neo.run_record import RunRecord
+from llm_neo.run.record import RunRecord
 
 
 def shown(record: RunRecord, width: int = 110, path: str = "runs/quickstart") -> str:
@@ -107,16 +107,12 @@ class TestSummary:
         assert "  llm-neo evaluate 'runs/my run' --data your-rows.tsv" in text
         assert "  llm-neo export 'runs/my run' --to merged" in text
 
-    @pytest.mark.parametrize(
-        ("ratio", "cell"), [(None, "not defined"), (1.02, "1, no loss"), (0.5, "0.5000")]
-    )
+    @pytest.mark.parametrize(("ratio", "cell"), [(None, "not defined"), (1.02, "1, no loss"), (0.5, "0.5000")])
     def test_retention_never_passes_1(self, ratio: float | None, cell: str) -> None:
         assert row_of(shown(run_record(retention=ratio)), "retention")[1:] == [cell]
 
     def test_a_real_loss_is_named(self) -> None:
-        text = shown(
-            run_record(retention=0.95, paired_difference=PairedDifference(ROWS, -0.05, (-0.07, -0.03)))
-        )
+        text = shown(run_record(retention=0.95, paired_difference=PairedDifference(ROWS, -0.05, (-0.07, -0.03))))
         assert "The student keeps 95.0 % of the teacher's accuracy: -5.0 points" in text
         assert "No measurable loss" not in text
 
@@ -235,9 +231,7 @@ class TestNames:
     def test_what_others_read(self, spec: str, name: str) -> None:
         assert public_name(spec) == name
 
-    def test_a_folder_of_this_machine_is_not_on_the_hub(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_of_this_machine_is_not_on_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "owner" / "name" / "train").mkdir(parents=True)
         assert hub_model("owner/name") == "owner/name"
         assert hub_data("owner/name/train") is not None
@@ -300,7 +294,7 @@ class TestModelCard:
         text = model_card(record, private)
         assert "ada" not in text
         assert "learnt from Big." in text
-        assert "'path/to/Base'" in text
+        assert "# The base is the folder Base of the machine that trained" in text
         assert "on all-linear" in text
         assert "# Base distilled by LLM-Neo" in text
 
@@ -342,9 +336,7 @@ class TestModelCard:
         (tmp_path / "card.py").write_text(code[1], encoding="utf-8")
         runpy.run_path(str(tmp_path / "card.py"))
         winner = int(logits.argmax())
-        assert capsys.readouterr().out == (
-            f"{names[winner]} {logits.softmax(-1).max():.3f} a text of yours\n"
-        )
+        assert capsys.readouterr().out == (f"{names[winner]} {logits.softmax(-1).max():.3f} a text of yours\n")
 
     def test_names_are_quoted_as_python_has_them(self) -> None:
         text = model_card(run_record(classes=["it's", 'say "no"']), recipe())

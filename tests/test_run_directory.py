@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_neo.errors import InputError
-from llm_neo.run_directory import OWN_NAMES, RunDirectory, prepare, reopen
+from llm_neo.run.directory import OWN_NAMES, RunDirectory, prepare, reopen
 
 
 def old_run(folder: Path, *, finished: bool) -> Path:
@@ -94,9 +94,7 @@ def test_overwrite_spares_what_is_no_part_of_a_run(tmp_path: Path) -> None:
     run = old_run(tmp_path / "run", finished=True)
     (run / "notes.txt").write_text("mine")
     before = content(run)
-    with pytest.raises(
-        InputError, match=r"holds notes\.txt, which --overwrite does not remove, since that is no part"
-    ):
+    with pytest.raises(InputError, match=r"holds notes\.txt, which --overwrite does not remove, since that is no part"):
         prepare(run, overwrite=True)
     assert content(run) == before
 
@@ -117,9 +115,7 @@ def test_a_folder_of_other_things_is_refused_and_listed(tmp_path: Path) -> None:
         prepare(tmp_path)
 
 
-def test_an_interrupted_overwrite_leaves_no_finished_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_overwrite_leaves_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = old_run(tmp_path / "run", finished=True)
 
     def killed(path: Path) -> None:
@@ -140,9 +136,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         prepare(tmp_path / "out" / "deep")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("x" * 300, "File name too long"), ("a\0b", "holds a zero byte")]
-)
+@pytest.mark.parametrize(("name", "message"), [("x" * 300, "File name too long"), ("a\0b", "holds a zero byte")])
 def test_a_name_that_cannot_be_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare(f"{tmp_path}/{name}")

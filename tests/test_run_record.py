@@ -11,7 +11,7 @@ from records import run_record
 from llm_neo.errors import InputError
 from llm_neo.files import write_json_atomically
 from llm_neo.meter import StageMeter
-from llm_neo.run_record import RunRecord, StageRecord, read_run
+from llm_neo.run.record import RunRecord, StageRecord, read_run
 
 MODEL_KEYS = {
     "model",
@@ -38,9 +38,7 @@ def document(run: Path) -> Any:
 def test_the_contract_of_keys(run: Path) -> None:
     found = document(run)
     assert found["schema_version"] == 1
-    assert {"task", "classes", "validation_rows", "majority_share", "gate", "teacher", "student"} <= set(
-        found
-    )
+    assert {"task", "classes", "validation_rows", "majority_share", "gate", "teacher", "student"} <= set(found)
     assert {"retention", "evaluations", "stages", "environment", "best"} <= set(found)
     assert set(found["teacher"]) >= MODEL_KEYS | {"quantization"}
     assert set(found["student"]) >= MODEL_KEYS | {
@@ -159,7 +157,7 @@ def test_a_record_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_the_schema_number_is_the_models_own() -> None:
-    from llm_neo.run_record import SCHEMA_VERSION
+    from llm_neo.run.record import SCHEMA_VERSION
 
     assert run_record().schema_version == SCHEMA_VERSION
     assert RunRecord.model_fields["schema_version"].default == SCHEMA_VERSION

@@ -51,9 +51,7 @@ def test_auto_precision_follows_the_processor() -> None:
 
 def test_auto_precision_on_either_kind_of_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     for present, dtype in [(True, torch.bfloat16), (False, torch.float32)]:
-        monkeypatch.setattr(
-            torch.cpu, "get_capabilities", lambda p=present: {"avx512_bf16": p}, raising=False
-        )
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda p=present: {"avx512_bf16": p}, raising=False)
         assert select_precision("auto", CPU).dtype == dtype
 
 
@@ -116,9 +114,7 @@ def test_seeds_differ() -> None:
     seed_everything(0)
     first = (random.random(), float(np.random.rand()), torch.rand(1).item())
     seed_everything(1)
-    assert all(
-        a != b for a, b in zip(first, (random.random(), np.random.rand(), torch.rand(1).item()), strict=True)
-    )
+    assert all(a != b for a, b in zip(first, (random.random(), np.random.rand(), torch.rand(1).item()), strict=True))
 
 
 def test_versions_name_software_and_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

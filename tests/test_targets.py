@@ -9,7 +9,9 @@ import torch
 from llm_neo.errors import InputError
 from llm_neo.targets import INDEX_FILE, LOGITS_FILE, Targets, load_targets, save_targets, targets_folder
 
-TARGETS = Targets(("train:1", "train:3", "validation:2"), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), False, 3, 99)
+TARGETS = Targets(
+    ("train:1", "train:3", "validation:2"), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), False, 3, 99
+)
 
 
 def test_what_was_never_scored_is_not_there() -> None:
@@ -20,7 +22,12 @@ def test_targets_come_back_whole() -> None:
     folder = save_targets(TARGETS, "k", {"teacher": "x"})
     loaded = load_targets("k")
     assert loaded is not None and torch.equal(loaded.logits_NC, TARGETS.logits_NC)
-    assert (loaded.row_ids, loaded.fresh_head, loaded.layers, loaded.parameters) == (TARGETS.row_ids, False, 3, 99)
+    assert (loaded.row_ids, loaded.fresh_head, loaded.layers, loaded.parameters) == (
+        TARGETS.row_ids,
+        False,
+        3,
+        99,
+    )
     assert {file.name for file in folder.iterdir()} == {LOGITS_FILE, INDEX_FILE}
 
 

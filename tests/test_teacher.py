@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_llama
 
 from llm_neo.errors import InputError
-from llm_neo.models import Placement
+from llm_neo.models.load import Placement
 from llm_neo.progress import SilentProgress
 from llm_neo.recipe import Prompt
 from llm_neo.teacher import (
@@ -29,7 +29,9 @@ def base_of(folder: Path, classes: tuple[str, ...] = ("negative", "positive"), l
     return TeacherBase(folder, "org/teacher", "f" * 64, Placement(CPU, torch.float32), classes, limit, seed=1)
 
 
-def prompt_teacher(folder: Path, words: tuple[str, ...], template: str = "Review : {text} it is", **more: object) -> PromptTeacher:
+def prompt_teacher(
+    folder: Path, words: tuple[str, ...], template: str = "Review : {text} it is", **more: object
+) -> PromptTeacher:
     prompt = Prompt(template=template, label_words=words, **{"calibrate": False} | more)  # type: ignore[arg-type]
     return load_prompt_teacher(base_of(folder), prompt)
 
@@ -98,7 +100,9 @@ def test_braces_in_a_text_mean_nothing() -> None:
         ((" ", "good"), "no token"),
     ],
 )
-def test_words_that_cannot_tell_the_classes_apart_are_refused(llama: Path, words: tuple[str, ...], message: str) -> None:
+def test_words_that_cannot_tell_the_classes_apart_are_refused(
+    llama: Path, words: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         prompt_teacher(llama, words)
 

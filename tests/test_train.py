@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import tiny_llama, toy_sentences
 
-from llm_neo import adapters
 from llm_neo.batching import TokenRows, encode, epoch_order
 from llm_neo.checkpoint import CheckpointStore
 from llm_neo.errors import NonFiniteError
 from llm_neo.losses import RowLosses, distillation_loss
-from llm_neo.models import LoadedModel, Placement, load_classifier
+from llm_neo.models import adapters
+from llm_neo.models.load import LoadedModel, Placement, load_classifier
 from llm_neo.progress import SilentProgress
 from llm_neo.recipe.tree import Lora
 from llm_neo.train import Listener, Logged, TrainResult, TrainSettings, train
@@ -23,9 +23,18 @@ ROWS, CLASSES = 22, 3
 
 def settings(**changes: object) -> TrainSettings:
     values = {
-        "epochs": 2, "batch_size": 8, "micro_batch_size": None, "learning_rate": 1e-2, "weight_decay": 0.1,
-        "schedule": "linear", "warmup_fraction": 0.2, "max_gradient_norm": 0.5, "seed": 3,
-        "evaluate_every_steps": None, "checkpoint_every_steps": None, "log_every_steps": 1,
+        "epochs": 2,
+        "batch_size": 8,
+        "micro_batch_size": None,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "schedule": "linear",
+        "warmup_fraction": 0.2,
+        "max_gradient_norm": 0.5,
+        "seed": 3,
+        "evaluate_every_steps": None,
+        "checkpoint_every_steps": None,
+        "log_every_steps": 1,
     }
     return TrainSettings(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -33,7 +42,12 @@ def settings(**changes: object) -> TrainSettings:
 @pytest.fixture
 def loaded(tmp_path: Path) -> LoadedModel:
     return load_classifier(
-        tiny_llama(tmp_path / "m"), "tiny", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1
+        tiny_llama(tmp_path / "m"),
+        "tiny",
+        ["a", "b", "c"],
+        Placement(CPU, torch.float32),
+        max_length_tokens=32,
+        seed=1,
     )
 
 
@@ -56,12 +70,21 @@ def objective(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
     )
 
 
-def run(model: torch.nn.Module, rows: TokenRows, chosen: TrainSettings, **more: object) -> tuple[TrainResult, list[Logged]]:
+def run(
+    model: torch.nn.Module, rows: TokenRows, chosen: TrainSettings, **more: object
+) -> tuple[TrainResult, list[Logged]]:
     logged: list[Logged] = []
     more.setdefault("listener", Listener(log=logged.append, evaluate=lambda *_: {}))
     result = train(
-        model, rows, more.pop("objective", objective), chosen, device=CPU, autocast_dtype=None,  # type: ignore[arg-type]
-        progress=SilentProgress(), label="test", **more,  # type: ignore[arg-type]
+        model,
+        rows,
+        more.pop("objective", objective),
+        chosen,
+        device=CPU,
+        autocast_dtype=None,  # type: ignore[arg-type]
+        progress=SilentProgress(),
+        label="test",
+        **more,  # type: ignore[arg-type]
     )
     return result, logged
 
@@ -77,7 +100,9 @@ def plain_loss(model: torch.nn.Module, loaded: LoadedModel, row: int) -> torch.T
     return 0.4 * hard + 0.6 * 2.5**2 * (t * (t.log() - s)).sum()
 
 
-def plain_run(model: torch.nn.Module, loaded: LoadedModel, chosen: TrainSettings) -> tuple[list[float], list[torch.Tensor]]:
+def plain_run(
+    model: torch.nn.Module, loaded: LoadedModel, chosen: TrainSettings
+) -> tuple[list[float], list[torch.Tensor]]:
     """The same training, every line of it spelled out; gives each step's loss and unclipped gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=chosen.learning_rate, weight_decay=chosen.weight_decay)
@@ -107,7 +132,9 @@ def test_every_step_equals_the_plain_implementation(
     loaded: LoadedModel, tmp_path: Path, micro_batch_size: int | None
 ) -> None:
     lora = Lora(rank=4, alpha=8, dropout=0.0)
-    again = load_classifier(tmp_path / "m", "tiny", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1)
+    again = load_classifier(
+        tmp_path / "m", "tiny", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1
+    )
     expected_losses, expected_gradients = plain_run(adapters.add_adapters(again.model, lora, 5), again, settings())
 
     model = adapters.add_adapters(loaded.model, lora, 5)
@@ -141,7 +168,9 @@ def test_nothing_but_adapters_and_head_moves(loaded: LoadedModel) -> None:
 
 def test_the_same_seed_gives_the_same_run_dropout_included(tmp_path: Path) -> None:
     def losses() -> list[float]:
-        fresh = load_classifier(tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1)
+        fresh = load_classifier(
+            tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1
+        )
         model = adapters.add_adapters(fresh.model, Lora(rank=4, alpha=8, dropout=0.3), 5)
         return [line.figures.loss for line in run(model, tokens_of(fresh), settings())[1]]
 
@@ -154,7 +183,9 @@ def test_evaluations_come_when_due_and_change_nothing(tmp_path: Path) -> None:
     asked: list[tuple[int, float, float]] = []
 
     def adapted() -> tuple[torch.nn.Module, TokenRows]:
-        fresh = load_classifier(tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1)
+        fresh = load_classifier(
+            tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1
+        )
         return adapters.add_adapters(fresh.model, Lora(rank=4, alpha=8, dropout=0.3), 5), tokens_of(fresh)
 
     model, rows = adapted()
@@ -168,7 +199,10 @@ def test_evaluations_come_when_due_and_change_nothing(tmp_path: Path) -> None:
     result, _ = run(model, rows, settings(evaluate_every_steps=2), listener=Listener(logged.append, evaluate))
     other, plain = run(*adapted(), settings())
     assert [line.figures.loss for line in logged] == [line.figures.loss for line in plain]
-    assert [(step, epoch) for step, epoch, _ in asked] == [(2, pytest.approx(2 / 3)), (4, pytest.approx(4 / 3))]
+    assert [(step, epoch) for step, epoch, _ in asked] == [
+        (2, pytest.approx(2 / 3)),
+        (4, pytest.approx(4 / 3)),
+    ]
     assert asked[1][2] == pytest.approx((logged[2].figures.loss + logged[3].figures.loss) / 2)
     assert result.evaluations == ({"step": 2}, {"step": 4}) and other.evaluations == ()
     assert result.training_loss == pytest.approx((logged[4].figures.loss + logged[5].figures.loss) / 2)
@@ -210,7 +244,9 @@ def test_a_killed_run_continues_to_the_very_same_weights(tmp_path: Path) -> None
     tiny_llama(tmp_path / "m")
 
     def adapted() -> tuple[torch.nn.Module, TokenRows]:
-        fresh = load_classifier(tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1)
+        fresh = load_classifier(
+            tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1
+        )
         return adapters.add_adapters(fresh.model, Lora(rank=4, alpha=8, dropout=0.3), 5), tokens_of(fresh)
 
     chosen = settings(checkpoint_every_steps=2, log_every_steps=3, evaluate_every_steps=2)

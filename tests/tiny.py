@@ -9,7 +9,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 GOOD = ["good", "great", "lovely", "fine", "superb", "bright"]
 BAD = ["bad", "awful", "dull", "poor", "grim", "weak"]
@@ -33,9 +38,17 @@ def tiny_tokenizer(folder: Path) -> None:
 def tiny_config(layers: int = 2, **changes: object) -> LlamaConfig:
     """The shape: 64 words, width 128, two heads of 64."""
     shape = {
-        "vocab_size": 64, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
-        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True, "initializer_range": 0.1,
+        "vocab_size": 64,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
     }
     return LlamaConfig(**{**shape, **changes})
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_neo.distill import distill
+    from llm_neo.distillation import distill
 
     __version__: str
 
@@ -15,7 +15,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
     if name == "distill":
-        from llm_neo.distill import distill
+        from llm_neo.distillation import distill
 
         # The import has just bound the module to this name, which belongs to the function.
         globals()["distill"] = distill

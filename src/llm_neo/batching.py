@@ -5,6 +5,7 @@ Shapes: N texts of a split, T tokens, B texts of a batch, R rows of a batch as t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,8 +79,18 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
-        return Batch(*(move(getattr(self, name)) for name in self.__dataclass_fields__))  # type: ignore[arg-type]
+        move = partial(_move, device=device)
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=move(self.position_ids),
+            segment_ids=move(self.segment_ids),
+            last_token=self.last_token.to(device, non_blocking=True),
+            rows=self.rows.to(device, non_blocking=True),
+        )
+
+
+def _move(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
 def encode(
@@ -88,7 +99,7 @@ def encode(
     texts: Sequence[tuple[str, ...]],
     max_length_tokens: int,
 ) -> TokenRows:
-    """Tokenise texts or pairs of texts; special tokens come from the tokenizer alone.
+    """Tokenise texts or pairs of texts; special tokens come from the tokenizer alone, final padding is left out.
 
     Args:
         tokenizer: the saved tokenizer of the model that will read the tokens.
@@ -113,12 +124,24 @@ def encode(
         )["input_ids"]
         for row, tokens in zip(long, cut, strict=True):
             encoded[row] = tokens
+    _drop_final_padding(encoded, getattr(tokenizer, "pad_token_id", None))
     lengths = np.array([len(tokens) for tokens in encoded], np.int64)
     if (lengths == 0).any():
         row = int(np.argmin(lengths))
         raise InputError(f"row {ids[row]}: the text {texts[row]!r:.60} gives no token; remove the row")
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return TokenRows(tuple(ids), np.concatenate(encoded).astype(np.int64), offsets, truncated=len(long))
+
+
+def _drop_final_padding(encoded: list[list[int]], pad: int | None) -> None:
+    """Take away, in place, final tokens that are the padding token.
+
+    The classifiers of transformers answer from the last token that is no padding. Where the padding token is the end of
+    text and the tokenizer ends texts with it, that is the token before; what follows it changes nothing.
+    """
+    for tokens in encoded:
+        while len(tokens) > 1 and tokens[-1] == pad:
+            tokens.pop()
 
 
 def packed_batch(rows: TokenRows, chosen: "NDArray[np.int64]") -> Batch:

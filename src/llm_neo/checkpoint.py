@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_neo.adapters import trainable_tensors
 from llm_neo.assets.cache import file_sha256, staged_folder
-from llm_neo.errors import InputError
 from llm_neo.engine import StepFigures
+from llm_neo.errors import InputError
+from llm_neo.models.adapters import trainable_tensors
 
 TENSORS_FILE, STATE_FILE, LATEST_FILE = "tensors.safetensors", "state.json", "LATEST"
 _SUMMED = ("loss", "hard_loss", "soft_loss", "gradient_norm", "learning_rate", "tokens")
@@ -55,10 +55,10 @@ class TrainingState:
 
     def pop_mean(self) -> StepFigures:
         """Mean figures (tokens: their sum) of the steps since the last call."""
-        mean = {name: value / self.window_steps for name, value in self.window.items()}
-        tokens = int(self.window["tokens"])
+        sums, steps = self.window, self.window_steps
         self.window, self.window_steps = dict.fromkeys(_SUMMED, 0.0), 0
-        return StepFigures(**{**mean, "tokens": tokens})
+        means = {name: sums[name] / steps for name in _SUMMED if name != "tokens"}
+        return StepFigures(**means, tokens=int(sums["tokens"]))
 
     def pop_training_loss(self) -> float:
         """Mean training loss of the steps since the last call."""
@@ -164,7 +164,9 @@ def _is_plain(value: object) -> bool:
 def _gather(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": tensor.contiguous().cpu() for name, tensor in trainable_tensors(model).items()}
     for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value).contiguous().cpu() for slot, value in slots.items()}
+        tensors |= {
+            f"optimizer.{index}.{slot}": torch.as_tensor(value).contiguous().cpu() for slot, value in slots.items()
+        }
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -191,4 +193,4 @@ def _replace_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(stage, path)
+    stage.replace(path)

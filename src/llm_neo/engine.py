@@ -97,7 +97,7 @@ class PlainEngine:
         with self._autocast():
             logits_BC = self.forward(on_device)
         losses = self.objective(logits_BC.float(), on_device.rows)
-        (losses.total_B.sum() / rows).backward()  # type: ignore[no-untyped-call]
+        (losses.total_B.sum() / rows).backward()
         return torch.stack([term.detach().sum() for term in losses])
 
     def _autocast(self) -> AbstractContextManager[object]:

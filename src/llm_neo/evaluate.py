@@ -4,6 +4,7 @@ Shapes: N texts, C classes.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,10 @@ def classifier_forward(model: torch.nn.Module) -> Forward:
     """How a classifier of transformers, with or without adapters of peft, answers a batch."""
     from peft import PeftModel
 
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
 
     def forward(batch: Batch) -> torch.Tensor:
-        return tasks.class_logits(
-            base, batch.input_ids, batch.position_ids, batch.attention_mask(), batch.last_token  # type: ignore[arg-type]
-        )
+        return tasks.class_logits(base, batch.input_ids, batch.position_ids, batch.attention_mask(), batch.last_token)
 
     return forward
 
@@ -85,8 +84,8 @@ def _smaller(budget: int, rows: TokenRows, error: Exception) -> int:
     longest = int(rows.lengths.max())
     if budget <= longest:
         raise ResourceError(
-            f"not even one text of {longest} tokens can be scored in the device's memory; lower data.max_length_tokens, "
-            "choose a smaller model, or teacher.quantization=nf4"
+            f"not even one text of {longest} tokens can be scored in the device's memory; lower "
+            "data.max_length_tokens, choose a smaller model, or teacher.quantization=nf4"
         ) from error
     torch.cuda.empty_cache()
     return max(longest, min(budget, int(rows.lengths.sum())) // 2)
@@ -118,6 +117,6 @@ def _refuse_non_finite(logits_NC: torch.Tensor, rows: TokenRows) -> None:
     bad = (~torch.isfinite(logits_NC)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise NonFiniteError(
-            f"the model answers row {rows.ids[bad[0]]} ({len(bad)} rows in all) with logits {logits_NC[bad[0]].tolist()}; "
-            "its weights are damaged or overflow: try runtime.precision=float32"
+            f"the model answers row {rows.ids[bad[0]]} ({len(bad)} rows in all) with logits "
+            f"{logits_NC[bad[0]].tolist()}; its weights are damaged or overflow: try runtime.precision=float32"
         )

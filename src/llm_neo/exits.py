@@ -76,9 +76,7 @@ def outcome_of(error: BaseException) -> Outcome:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
-        return Outcome(
-            ResourceError.exit_code, f"error: the disk is full{where}; free some space and run again"
-        )
+        return Outcome(ResourceError.exit_code, f"error: the disk is full{where}; free some space and run again")
     return Outcome(
         LlmNeoError.exit_code,
         f"error: a fault of ours; please report it with the lines above: {_first_line(error)}",

@@ -1,30 +1,33 @@
 """The student as files that the rest of the Hugging Face world loads: adapter, cut base, merged model."""
 
 import shutil
-from dataclasses import replace
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from llm_neo import adapters, models
-from llm_neo.assets.cache import staged_folder
-from llm_neo.batching import encode
 from llm_neo.errors import InputError, LlmNeoError
-from llm_neo.evaluate import classifier_forward, score_rows
-from llm_neo.inference import BASE_FOLDER, LoadedRun, Recorded, load_run
-from llm_neo.models import Placement, quiet
+from llm_neo.files import explained
+from llm_neo.inference import BASE_FOLDER, LoadedRun, load_run, select_student_device
+from llm_neo.models import adapters, load
+from llm_neo.models.layers import select_layers
+from llm_neo.models.load import Placement, quiet
 from llm_neo.progress import Progress
-from llm_neo.recipe import Recipe
-from llm_neo.student import select_layers
+from llm_neo.recipe import Recipe, load_recipe
+from llm_neo.run.directory import RunDirectory
+from llm_neo.run.predictions import Comparison, Predictions, compare, read_predictions
+from llm_neo.run.record import RunRecord, read_run
 from llm_neo.student_stage import Student
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 0.15
-"""Largest difference of a logit that a merge may make: rounding of the products, and of the weights too."""
-CHECKED_ROWS = 512
+CHECKED_ROWS = 1024
+"""Enough to find any fault of the weights or the tokenizer; a second or two on a GPU, a minute on a CPU."""
+ROWS_AT_ONCE = 16
 
 
 def save_student(student: Student, recipe: Recipe, folder: Path) -> None:
@@ -41,40 +44,59 @@ def save_student(student: Student, recipe: Recipe, folder: Path) -> None:
     if recipe.student.lora is None:
         with quiet():
             student.base.save_pretrained(folder)
-        student.tokenizer.save_pretrained(folder)
-        return
-    named = BASE_FOLDER if student.own_base else student.source.hub_id or str(student.source.folder)
-    adapters.save_adapter(student.model, folder, named, None if student.own_base else student.source.commit)  # type: ignore[arg-type]
-    student.tokenizer.save_pretrained(folder)
-    if student.own_base:
-        _save_base(student, recipe, folder / BASE_FOLDER)
+        _save_tokenizer(student.tokenizer, folder)
+    else:
+        source = student.source
+        named = BASE_FOLDER if student.own_base else source.hub_id or str(source.folder.absolute())
+        commit = None if student.own_base else source.commit
+        adapters.save_adapter(student.model, folder, named, commit)  # type: ignore[arg-type]
+        _save_tokenizer(student.tokenizer, folder)
+        if student.own_base:
+            _save_base(student, recipe, folder / BASE_FOLDER)
+    _let_others_read(folder)
 
 
 def _save_base(student: Student, recipe: Recipe, folder: Path) -> None:
     """The pretrained weights that the adapter stands on, in the dtype that they came in."""
     source = student.source
-    config = models.load_config(source.folder, source.spec, recipe.runtime.trust_remote_code)
+    config = load.load_config(source.folder, source.spec, recipe.runtime.trust_remote_code)
     stored = getattr(config, "dtype", None)
     where = Placement(torch.device("cpu"), stored if isinstance(stored, torch.dtype) else torch.float32)
-    pristine = models.load_classifier(
+    pristine = load.load_classifier(
         source.folder,
         source.spec,
-        list(student.base.config.id2label.values()),
+        list(dict(student.base.config.id2label or {}).values()),
         where,
         max_length_tokens=recipe.data.max_length_tokens,
         seed=recipe.train.seed,
         trust_remote_code=recipe.runtime.trust_remote_code,
     )
     select_layers(pristine.model, recipe.student.layers)
-    pristine.model.to(where.dtype)
+    torch.nn.Module.to(pristine.model, dtype=where.dtype)
     with quiet():
         pristine.model.save_pretrained(folder)
-    pristine.tokenizer.save_pretrained(folder)
+    _save_tokenizer(pristine.tokenizer, folder)
 
 
-def export_run(
-    run: Path, kind: Literal["adapter", "merged"], progress: Progress, output: Path | None = None
-) -> Path:
+def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write what belongs to the tokenizer, not how it was loaded here or where the last texts were cut."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    for ours in ("local_files_only", "is_local"):
+        tokenizer.init_kwargs.pop(ours, None)
+    tokenizer.save_pretrained(folder)
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give the weights the rights of the other files; safetensors writes for the owner alone."""
+    for file in folder.rglob("*.safetensors"):
+        beside = next(file.parent.glob("*config.json"))
+        file.chmod(beside.stat().st_mode)
+
+
+def export_run(run: Path, kind: Literal["adapter", "merged"], progress: Progress, output: Path | None = None) -> Path:
     """Write the run's student in another form and check it against the run's own logits.
 
     Args:
@@ -87,77 +109,141 @@ def export_run(
         The folder.
 
     Raises:
-        InputError: no finished run, or an output that is not empty.
-        LlmNeoError: what was written does not answer like the run.
+        InputError: no finished run, an output that is not empty, or a student that was changed since the run.
+        LlmNeoError: what was written does not answer like the run, though the run's student does.
     """
+    directory = RunDirectory(run)
+    record, recipe = read_run(run), load_recipe(str(directory.recipe))
+    if kind == "adapter" and recipe.student.lora is None:
+        raise InputError(f"the run in {run} trained all weights and has no adapter; export it with --to merged")
     target = output or run / "export" / kind
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already; remove it or name another folder with --output")
+    _refuse_target(target, directory)
+    recorded = read_predictions(directory, record, CHECKED_ROWS)
     progress.stage("export")
-    loaded = load_run(run)
-    if target.is_dir():
-        target.rmdir()
-    with staged_folder(target) as stage:
+    with _staged(target) as stage:
         if kind == "adapter":
-            shutil.copytree(loaded.folder, stage, dirs_exist_ok=True)
-            difference = check(load_run(run, student=stage), progress)
+            shutil.copytree(directory.student, stage, dirs_exist_ok=True)
+            found = _check_adapter(run, stage, recorded, progress)
         else:
-            dtype = merge(loaded, stage)
-            difference = check(_load_merged(loaded, stage, dtype), progress)
-    progress.say(f"checked: the largest difference from the run's logits is {difference:.2g}")
+            dtype = _recorded_dtype(record, recipe)
+            merge(load_run(run, device="cpu", dtype=torch.float32), stage, dtype)
+            found = _check_merged(run, stage, recorded, progress)
+    progress.say(
+        f"checked on {found.rows} rows: no logit is further than {found.difference:.2g} from the run's "
+        f"(rounding explains {found.tolerance:.2g})"
+    )
     return target
 
 
-def merge(loaded: LoadedRun, folder: Path) -> torch.dtype:
-    """Add the adapters into the base in float32 and write one classifier in the run's precision.
+def _refuse_target(target: Path, run: RunDirectory) -> None:
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise InputError(f"{target} exists already; remove it or name another folder with --output")
+    if target.resolve().is_relative_to(run.student.resolve()):
+        raise InputError(f"{target} lies in the run's own student; name a folder outside it with --output")
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` when the block ends well and vanishes when it does not."""
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        stage.mkdir()
+        try:
+            yield stage
+            if target.is_dir():
+                target.rmdir()
+            stage.rename(target)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _recorded_dtype(record: RunRecord, recipe: Recipe) -> torch.dtype:
+    """Of the arithmetic that made the run's logits, and so of a merged model; all weights are trained in float32."""
+    adapted_in_bfloat16 = recipe.student.lora is not None and record.environment.precision == "bfloat16"
+    return torch.bfloat16 if adapted_in_bfloat16 else torch.float32
+
+
+def merge(precise: LoadedRun, folder: Path, dtype: torch.dtype) -> None:
+    """Add the adapters into the base and write one classifier.
 
     Args:
-        loaded: the run's student.
+        precise: the run's student in float32, so that weights are rounded once; it is used up.
         folder: is made.
-
-    Returns:
-        The dtype of the written weights.
+        dtype: of the written weights.
     """
-    precise = load_run(loaded.run.path, student=loaded.folder, device="cpu", dtype=torch.float32)
     base = precise.model
     if hasattr(base, "merge_and_unload"):
         base = base.merge_and_unload()
-    dtype = loaded.dtype
     base.to(dtype)
     base.config.dtype = dtype
     with quiet():
         base.save_pretrained(folder)
-    precise.tokenizer.save_pretrained(folder)
-    return dtype
+    _save_tokenizer(precise.tokenizer, folder)
+    _let_others_read(folder)
 
 
-def _load_merged(loaded: LoadedRun, folder: Path, dtype: torch.dtype) -> LoadedRun:
-    """The merged folder by transformers alone, as any user would load it."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    with quiet():
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return replace(loaded, model=model.to(loaded.device).eval(), tokenizer=tokenizer)
-
-
-def check(loaded: LoadedRun, progress: Progress) -> float:
-    """Hold a model's answers against the logits that the run recorded.
-
-    Returns:
-        The largest difference of a logit.
+def _check_adapter(run: Path, folder: Path, recorded: Predictions, progress: Progress) -> Comparison:
+    """Hold the answers of a student's folder against those that the run recorded.
 
     Raises:
-        LlmNeoError: a difference above the tolerance of the dtype.
+        InputError: they differ.
     """
-    recorded = Recorded.read(loaded.run, CHECKED_ROWS)
-    rows = encode(loaded.tokenizer, recorded.ids, recorded.texts, loaded.recipe.data.max_length_tokens)
-    logits_NC = score_rows(classifier_forward(loaded.model), rows, loaded.device, progress, label="check")
-    difference = float((logits_NC - recorded.student_NC).abs().max())
-    tolerance = FLOAT32_TOLERANCE if loaded.dtype == torch.float32 else BFLOAT16_TOLERANCE
-    if not difference <= tolerance:
-        raise LlmNeoError(
-            f"the exported model's logits differ from the run's by {difference:.3g}, more than {tolerance:g}; "
-            "nothing was written"
+    loaded = load_run(run, student=folder)
+    answers_NC = loaded.logits(list(recorded.ids), list(recorded.texts), progress, "check")
+    found = compare(answers_NC, recorded, loaded.dtype, _recorded_dtype(loaded.record, loaded.recipe))
+    if not found.same:
+        raise InputError(
+            f"the student in {run} no longer answers as it did at the end of the run: {_told(found)}. Its adapter, "
+            f"its base or predictions.jsonl was changed since; nothing was exported: restore them or distil again"
         )
-    return difference
+    return found
+
+
+def _check_merged(run: Path, folder: Path, recorded: Predictions, progress: Progress) -> Comparison:
+    """The same for a merged model, loaded by transformers alone and asked as any user would ask it.
+
+    Raises:
+        InputError: they differ, and so do those of the run's own student.
+        LlmNeoError: they differ because of the merge.
+    """
+    recipe, record = load_recipe(str(RunDirectory(run).recipe)), read_run(run)
+    answers_NC = _plain_logits(folder, recorded, recipe, progress)
+    found = compare(answers_NC, recorded, _recorded_dtype(record, recipe))
+    if not found.same:
+        _check_adapter(run, RunDirectory(run).student, recorded, progress)
+        raise LlmNeoError(
+            f"merging changed the student's answers: {_told(found)}. The unmerged student answers as it did in the "
+            "run, so use that (--to adapter) and report this; nothing was exported"
+        )
+    return found
+
+
+def _told(found: Comparison) -> str:
+    return (
+        f"of row {found.row} a logit is off by {found.difference:.3g}, where rounding explains {found.tolerance:.2g}, "
+        f"and {found.changed} of {found.rows} checked rows get another class"
+    )
+
+
+def _plain_logits(folder: Path, recorded: Predictions, recipe: Recipe, progress: Progress) -> torch.Tensor:
+    """What transformers alone makes of the folder, (N, C): padded batches, its own pooling and its own limit."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    device, trusted = select_student_device(recipe), recipe.runtime.trust_remote_code
+    with quiet():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype="auto", trust_remote_code=trusted
+        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    model.to(device).eval()
+    order = sorted(range(len(recorded.texts)), key=lambda row: sum(map(len, recorded.texts[row])))
+    answers_NC = torch.empty_like(recorded.student_NC)
+    with progress.bar("check", len(order), "rows") as bar, torch.no_grad():
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            rows = order[start : start + ROWS_AT_ONCE]
+            columns = [list(column) for column in zip(*(recorded.texts[row] for row in rows), strict=True)]
+            inputs = tokenizer(*columns, padding=True, truncation=True, return_tensors="pt").to(device)
+            answers_NC[rows] = model(**inputs).logits.float().cpu()
+            bar.advance(len(rows))
+    return answers_NC

@@ -29,9 +29,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise ResourceError(
-                f"the disk is full: {path} was not written; free some space and run again"
-            ) from error
+            raise ResourceError(f"the disk is full: {path} was not written; free some space and run again") from error
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; choose another output or change what is there"
         ) from error
@@ -51,7 +49,7 @@ def write_text_atomically(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(stage, path)
+            stage.replace(path)
         finally:
             # After the replacement there is nothing left to remove.
             with suppress(OSError):

@@ -3,25 +3,28 @@
 Shapes: N texts, C classes.
 """
 
-import json
+import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from llm_neo import adapters, metrics, models
+from llm_neo import metrics
+from llm_neo.assets import resolve_file, resolve_model
 from llm_neo.batching import encode
 from llm_neo.data import Split, read_rows
+from llm_neo.data.table import is_text
 from llm_neo.errors import InputError
 from llm_neo.evaluate import classifier_forward, score_rows
-from llm_neo.models import Placement
+from llm_neo.models import adapters, load
+from llm_neo.models.load import Placement
 from llm_neo.progress import Progress, SilentProgress
-from llm_neo.recipe import LabelledSource, Recipe, load_recipe
-from llm_neo.run_directory import RunDirectory
-from llm_neo.run_record import RunRecord, read_run
+from llm_neo.recipe import LabelledSource, Recipe, ScoreLabel, load_recipe
+from llm_neo.run.directory import RunDirectory
+from llm_neo.run.record import RunRecord, read_run
 from llm_neo.runtime import select_device, select_precision
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ BASE_FOLDER = "base"
 """Where in the student's folder its own base is, if it has one."""
 PREDICTED_AT_ONCE = 4096
 """Texts that `predict_run` holds at a time: files may be longer than the memory."""
+_HEADER_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,6 @@ class LoadedRun:
         run: its directory.
         record: its `run.json`.
         recipe: its resolved recipe.
-        folder: what the student was loaded from.
         model: in evaluation mode.
         tokenizer: saved with it.
         device: where it is.
@@ -51,11 +54,24 @@ class LoadedRun:
     run: RunDirectory
     record: RunRecord
     recipe: Recipe
-    folder: Path
     model: Any
     tokenizer: "PreTrainedTokenizerBase"
     device: torch.device
     dtype: torch.dtype
+
+    def logits(
+        self, ids: list[str], texts: list[tuple[str, ...]], progress: Progress | None = None, label: str = "scoring"
+    ) -> torch.Tensor:
+        """Its logits of N texts, (N, C) float32 on the CPU, computed as during the run.
+
+        Args:
+            ids: what errors call each text.
+            texts: one or two strings each.
+            progress: shows a bar.
+            label: the bar's name.
+        """
+        rows = encode(self.tokenizer, ids, texts, self.recipe.data.max_length_tokens)
+        return score_rows(classifier_forward(self.model), rows, self.device, progress, label=label)
 
 
 @dataclass(frozen=True)
@@ -71,88 +87,77 @@ class Prediction:
     scores: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """The run's own answers on validation rows.
-
-    Attributes:
-        ids: row ids.
-        texts: one or two strings each.
-        student_NC: the student's logits at the end of the run, float32.
-    """
-
-    ids: tuple[str, ...]
-    texts: tuple[tuple[str, ...], ...]
-    student_NC: torch.Tensor
-
-    @classmethod
-    def read(cls, run: RunDirectory, limit: int) -> "Recorded":
-        """The first `limit` rows of the run's `predictions.jsonl`.
-
-        Raises:
-            InputError: the file is missing or damaged.
-        """
-        try:
-            with run.predictions.open(encoding="utf-8") as file:
-                lines = [json.loads(line) for line in islice(file, limit)]
-            logits = torch.tensor([line["student_logits"] for line in lines], dtype=torch.float32)
-            ids, texts = tuple(line["id"] for line in lines), tuple(tuple(line["text"]) for line in lines)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{run.predictions} is missing or damaged ({error}); distil again") from error
-        return cls(ids, texts, logits)
-
-
 def load_run(
-    path: Path, *, student: Path | None = None, device: str = "auto", dtype: torch.dtype | None = None
+    path: Path,
+    *,
+    student: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> LoadedRun:
     """Load a finished run's student.
 
     Args:
         path: the run directory.
         student: load this folder instead of the run's own.
-        device: "auto", "cpu" or "cuda"; a run made on a GPU may be used without one.
-        dtype: of the base; None = as the run's precision says for this device.
+        device: None = `select_student_device`.
+        dtype: of the base; None = float32 where all weights were trained, else as the run's precision says for the
+            device.
 
     Raises:
         InputError: no finished run, or a student that is not whole.
     """
-    run = RunDirectory(path)
-    record = read_run(path)
+    run = RunDirectory(Path(path).expanduser())
+    record = read_run(run.path)
     recipe = load_recipe(str(run.recipe))
     folder = student or run.student
-    chosen = select_device(device)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not there, so there is no student to load; distil again")
+    where = select_student_device(recipe) if device is None else select_device(device)
     if dtype is None:
-        dtype = select_precision(recipe.runtime.precision, chosen).dtype
+        adapted = recipe.student.lora is not None
+        dtype = select_precision(recipe.runtime.precision, where).dtype if adapted else torch.float32
+    model, tokenizer = _load_student(folder, recipe, record.classes, Placement(where, dtype))
+    return LoadedRun(run, record, recipe, model, tokenizer, where, dtype)
+
+
+def select_student_device(recipe: Recipe) -> torch.device:
+    """Where a run's student works: on the CPU if the recipe says so, else on a GPU where there is one."""
+    return select_device("cpu" if recipe.runtime.device == "cpu" else "auto")
+
+
+def _load_student(
+    folder: Path, recipe: Recipe, classes: tuple[str, ...], where: Placement
+) -> tuple[Any, "PreTrainedTokenizerBase"]:
     limit, trusted = recipe.data.max_length_tokens, recipe.runtime.trust_remote_code
     base, spec = _base_of(folder, recipe)
-    loaded = models.load_classifier(
+    loaded = load.load_classifier(
         base,
         spec,
-        record.classes,
-        Placement(chosen, dtype),
+        classes,
+        where,
         max_length_tokens=limit,
         seed=recipe.train.seed,
         trust_remote_code=trusted,
     )
     model: Any = loaded.model
-    if (folder / adapters.CONFIG_FILE).is_file():
+    if recipe.student.lora is not None:
         model = adapters.load_adapter(loaded.model, folder)
     elif loaded.fresh_head:
         raise InputError(f"{folder} holds no head for the classes; it was not written whole: distil again")
-    config = models.load_config(base, spec, trusted)
-    tokenizer = models.load_tokenizer(folder, str(folder), config, limit, trusted)
-    return LoadedRun(run, record, recipe, folder, model, tokenizer, chosen, dtype)
+    return model, load.load_tokenizer(folder, str(folder), loaded.model.config, limit, trusted)
 
 
 def _base_of(folder: Path, recipe: Recipe) -> tuple[Path, str]:
     """The folder of the student's base and what to call it."""
-    if not (folder / adapters.CONFIG_FILE).is_file():
+    if recipe.student.lora is None:
         return folder, str(folder)
-    if (folder / BASE_FOLDER).is_dir():
+    config = adapters.read_adapter_config(folder)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if name == BASE_FOLDER:
         return folder / BASE_FOLDER, str(folder / BASE_FOLDER)
-    from llm_neo.assets import resolve_model
-
-    return resolve_model(recipe.student.model).folder, recipe.student.model
+    # The commit that the adapter was trained on, whatever the branch has become since.
+    spec = f"{name}@{revision}" if revision else str(name)
+    return resolve_model(spec).folder, spec
 
 
 def evaluate_run(path: Path, data_file: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -169,12 +174,13 @@ def evaluate_run(path: Path, data_file: str, progress: Progress | None = None) -
     Raises:
         InputError: no finished run, or rows that do not fit it.
     """
-    loaded = load_run(path)
     progress = progress or SilentProgress()
-    split = read_rows(_like_validation(loaded.recipe, data_file), loaded.record.classes, "data", progress)
+    # The rows first: reading them takes a moment and their faults are commoner than a model's.
+    record, recipe = read_run(path), load_recipe(str(RunDirectory(Path(path).expanduser()).recipe))
+    split = read_rows(_like_validation(recipe, data_file), record.classes, "data", progress)
     labels_N = torch.tensor([row.label for row in split.rows])
-    logits_NC = _logits(loaded, split, progress)
-    classes = len(loaded.record.classes)
+    logits_NC = _logits(load_run(path), split, progress)
+    classes = len(record.classes)
     scores = metrics.score_predictions(logits_NC, labels_N, classes)
     return {
         **asdict(scores),
@@ -184,26 +190,38 @@ def evaluate_run(path: Path, data_file: str, progress: Progress | None = None) -
     }
 
 
-def _like_validation(recipe: Recipe, source: str) -> LabelledSource:
-    """The same columns in another place; a file with a header line of its own keeps that."""
-    described = recipe.data.validation if isinstance(recipe.data.validation, LabelledSource) else recipe.data.train
-    return described.model_copy(update={"source": source, "limit": None})
-
-
 def _logits(loaded: LoadedRun, split: Split, progress: Progress) -> torch.Tensor:
-    ids, texts = [row.id for row in split.rows], [row.text for row in split.rows]
-    rows = encode(loaded.tokenizer, ids, texts, loaded.recipe.data.max_length_tokens)
-    return score_rows(classifier_forward(loaded.model), rows, loaded.device, progress, label="scoring")
+    return loaded.logits([row.id for row in split.rows], [row.text for row in split.rows], progress)
+
+
+def _like_validation(recipe: Recipe, source: str) -> LabelledSource:
+    """The same columns in another place, all rows of it."""
+    described = recipe.data.validation if isinstance(recipe.data.validation, LabelledSource) else recipe.data.train
+    columns = None if described.columns is None or _names_its_columns(source, described) else described.columns
+    return described.model_copy(update={"source": source, "limit": None, "columns": columns})
+
+
+def _names_its_columns(source: str, described: LabelledSource) -> bool:
+    """Whether the file needs no names from the recipe, whose own file had no header line."""
+    spec = source.partition("#")[0].lower()
+    if not spec.endswith((".tsv", ".txt", ".csv")):
+        return True
+    with resolve_file(source).open(encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline(_HEADER_CHARACTERS)
+    cells = next(csv.reader([line]), []) if spec.endswith(".csv") else line.split("\t")
+    texts = (described.text,) if isinstance(described.text, str) else described.text
+    label = described.label.column if isinstance(described.label, ScoreLabel) else described.label
+    return {*texts, label} <= {cell.strip() for cell in cells}
 
 
 def predict_run(
-    path: Path, texts: Iterable[tuple[str, ...]], progress: Progress | None = None
+    path: Path, texts: Iterable[str | tuple[str, ...]], progress: Progress | None = None
 ) -> Iterator[Prediction]:
     """Classify any number of texts, a few thousand at a time.
 
     Args:
         path: the run directory.
-        texts: one string each, or two where the run is about pairs; they are stripped.
+        texts: one string each, or a tuple of two where the run is about pairs; they are stripped.
         progress: shows the bars.
 
     Yields:
@@ -218,18 +236,14 @@ def predict_run(
     numbered = iter(enumerate(texts, start=1))
     while chunk := list(islice(numbered, PREDICTED_AT_ONCE)):
         stripped = [_checked(number, text, parts) for number, text in chunk]
-        rows = encode(
-            loaded.tokenizer, [f"text {number}" for number, _ in chunk], stripped, loaded.recipe.data.max_length_tokens
-        )
-        forward = classifier_forward(loaded.model)
-        logits_NC = score_rows(forward, rows, loaded.device, progress, label="predicting")
+        logits_NC = loaded.logits([f"text {number}" for number, _ in chunk], stripped, progress, "predicting")
         for row, winner in zip(logits_NC.softmax(dim=1).tolist(), logits_NC.argmax(dim=1).tolist(), strict=True):
             yield Prediction(classes[winner], dict(zip(classes, row, strict=True)))
 
 
-def _checked(number: int, text: tuple[str, ...], parts: int) -> tuple[str, ...]:
-    stripped = tuple(part.strip() for part in text)
-    if len(stripped) != parts or not all(stripped):
+def _checked(number: int, text: str | tuple[str, ...], parts: int) -> tuple[str, ...]:
+    stripped = tuple(part.strip() for part in ((text,) if isinstance(text, str) else text))
+    if len(stripped) != parts or not all(part and is_text(part) for part in stripped):
         wanted = "one text that is not empty" if parts == 1 else "two texts that are not empty, with a TAB between them"
         raise InputError(f"text {number}: this run classifies {wanted}, got {text!r:.80}")
     return stripped

@@ -8,7 +8,7 @@ from llm_neo.data import read_texts
 from llm_neo.data.table import is_text, shown
 from llm_neo.errors import InputError
 from llm_neo.recipe import TextSource, load_recipe
-from llm_neo.run_directory import RunDirectory
+from llm_neo.run.directory import RunDirectory
 
 Texts = tuple[str, ...]
 
@@ -63,7 +63,5 @@ def _row(where: str, line: str, parts: int) -> Texts:
         raise InputError(f"{where}: {shown(line)} must be two texts with one TAB between them")
     for text in texts:
         if not text or not is_text(text):
-            raise InputError(
-                f"{where}: {shown(line)} holds an empty or unreadable text; correct or remove it"
-            )
+            raise InputError(f"{where}: {shown(line)} holds an empty or unreadable text; correct or remove it")
     return texts

@@ -59,9 +59,7 @@ def distillation_loss(
     hard_B = cross_entropy_B.masked_fill(~labelled_B, 0.0)
     if teacher_logits_BC is None:
         if hard_label_weight != 1.0:
-            raise ValueError(
-                f"hard_label_weight {hard_label_weight} leaves a soft term, which needs teacher logits"
-            )
+            raise ValueError(f"hard_label_weight {hard_label_weight} leaves a soft term, which needs teacher logits")
         return RowLosses(hard_B, hard_B.detach(), torch.zeros_like(hard_B.detach()))
     soft_B = soft_term(student_BC, teacher_logits_BC, temperature)
     return RowLosses(_mixed(hard_B, soft_B, hard_label_weight), hard_B.detach(), soft_B.detach())

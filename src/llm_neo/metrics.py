@@ -78,9 +78,7 @@ def score_predictions(logits_NC: Tensor, labels_N: Tensor, classes: int) -> Scor
     """
     rows = labels_N.numel()
     if rows == 0 or logits_NC.shape != (rows, classes):
-        raise ValueError(
-            f"cannot score logits {tuple(logits_NC.shape)} of {classes} classes on {rows} labels"
-        )
+        raise ValueError(f"cannot score logits {tuple(logits_NC.shape)} of {classes} classes on {rows} labels")
     logits_NC, labels_N = logits_NC.detach().double().cpu(), labels_N.cpu()
     _refuse_non_finite(logits_NC)
     right = int(correct(logits_NC, labels_N).sum())
@@ -146,9 +144,7 @@ def agreement(a_NC: Tensor, b_NC: Tensor) -> float:
         ValueError: no rows, or different rows.
     """
     if a_NC.shape != b_NC.shape or len(a_NC) == 0:
-        raise ValueError(
-            f"agreement needs the same rows twice, got {tuple(a_NC.shape)} and {tuple(b_NC.shape)}"
-        )
+        raise ValueError(f"agreement needs the same rows twice, got {tuple(a_NC.shape)} and {tuple(b_NC.shape)}")
     return (a_NC.argmax(1) == b_NC.argmax(1)).double().mean().item()
 
 

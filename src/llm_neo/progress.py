@@ -9,7 +9,10 @@ class Bar(Protocol):
     """One running count, such as steps, bytes or rows."""
 
     def advance(self, amount: int = 1, **figures: float) -> None:
-        """Count `amount` more units; `figures` (loss=..., tokens=...) stand beside the bar."""
+        """Count `amount` more units.
+
+        `figures` stand beside the bar: `loss` as it is, `tokens` (of these units) as tokens per second.
+        """
 
 
 class Progress(Protocol):

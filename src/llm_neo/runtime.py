@@ -89,9 +89,7 @@ def select_precision(name: str, device: "torch.device") -> Precision:
     if name == "float32":
         return Precision(torch.float32, "float32: the recipe asks for it")
     if name == "bfloat16" and not units:
-        reason = (
-            f"bfloat16: the recipe asks for it, though this {kind} has no bfloat16 units, so it may be slower"
-        )
+        reason = f"bfloat16: the recipe asks for it, though this {kind} has no bfloat16 units, so it may be slower"
         return Precision(torch.bfloat16, reason, slow=True)
     if name == "bfloat16":
         return Precision(torch.bfloat16, "bfloat16: the recipe asks for it")
@@ -157,9 +155,7 @@ def versions() -> dict[str, str]:
     """
     import torch
 
-    names = _cpuinfo_lines(Path("/proc/cpuinfo"), ("model name",)) or [
-        platform.processor() or platform.machine()
-    ]
+    names = _cpuinfo_lines(Path("/proc/cpuinfo"), ("model name",)) or [platform.processor() or platform.machine()]
     found = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",

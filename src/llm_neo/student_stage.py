@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from llm_neo import adapters, metrics, models
-from llm_neo.adapters import ParameterCount
+from llm_neo import metrics
 from llm_neo.assets import ModelSource
 from llm_neo.batching import TokenRows, encode
 from llm_neo.checkpoint import CheckpointStore
@@ -19,10 +18,12 @@ from llm_neo.engine import Objective
 from llm_neo.evaluate import classifier_forward, score_rows, select_rows
 from llm_neo.losses import RowLosses, distillation_loss
 from llm_neo.metrics import Scores
-from llm_neo.models import Placement
+from llm_neo.models import adapters, load
+from llm_neo.models.adapters import ParameterCount
+from llm_neo.models.layers import select_layers
+from llm_neo.models.load import Placement
 from llm_neo.recipe import Recipe, Train
-from llm_neo.setting import Setting
-from llm_neo.student import select_layers
+from llm_neo.run.setting import Setting
 from llm_neo.targets import Targets
 from llm_neo.train import Listener, TrainSettings, train
 
@@ -93,7 +94,7 @@ def load_student(recipe: Recipe, classes: tuple[str, ...], source: ModelSource, 
     """
     lora = recipe.student.lora
     dtype = torch.float32 if lora is None else setting.precision.dtype
-    loaded = models.load_classifier(
+    loaded = load.load_classifier(
         source.folder,
         source.spec,
         classes,
@@ -148,9 +149,7 @@ def learn(
     student.model.eval()
     final = judge.evaluate(None)
     last = judge.table_row(result.steps, float(recipe.train.epochs), result.training_loss, final)
-    return Learnt(
-        final, (*result.evaluations, last), judge.sample_rows, tokens.truncated + judge.validation.truncated
-    )
+    return Learnt(final, (*result.evaluations, last), judge.sample_rows, tokens.truncated + judge.validation.truncated)
 
 
 def train_settings(section: Train) -> TrainSettings:
@@ -193,9 +192,7 @@ class Judge:
         sample_rows: how many of them the evaluations before the last look at.
     """
 
-    def __init__(
-        self, student: Student, recipe: Recipe, data: Dataset, targets: Targets, setting: Setting
-    ) -> None:
+    def __init__(self, student: Student, recipe: Recipe, data: Dataset, targets: Targets, setting: Setting) -> None:
         self.validation = _encode(student, data.validation, recipe)
         rows = len(self.validation)
         self.sample_rows = min(recipe.train.evaluate_rows or rows, rows)
@@ -233,7 +230,11 @@ class Judge:
             f"step {step}: training loss {training_loss:.4f}, validation loss {scores.loss:.4f}, "
             f"accuracy {scores.accuracy:.4f} on {scores.rows} rows, agreement {evaluation.agreement:.4f}"
         )
-        named = {"validation_loss": scores.loss, "accuracy": scores.accuracy, "agreement": evaluation.agreement}
+        named = {
+            "validation_loss": scores.loss,
+            "accuracy": scores.accuracy,
+            "agreement": evaluation.agreement,
+        }
         self._setting.track("evaluate", step, named)
         return {
             "step": step,

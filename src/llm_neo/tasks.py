@@ -27,16 +27,20 @@ def model_class() -> type[Any]:
     return AutoModelForSequenceClassification
 
 
-def check_head(model: "PreTrainedModel") -> None:
+def check_head(model: "PreTrainedModel", spec: str) -> None:
     """Refuse architectures that do not pool the last token into a `score` head.
+
+    Args:
+        model: a classifier of transformers.
+        spec: what the recipe calls it, for the message.
 
     Raises:
         InputError: the model is no decoder classifier, such as BERT, whose pooling differs.
     """
     if not isinstance(getattr(model, HEAD, None), torch.nn.Module) or model.config.is_encoder_decoder:
         raise InputError(
-            f"{type(model).__name__} does not classify from the last token through a '{HEAD}' head; "
-            "choose a decoder such as Llama, Qwen, Mistral or SmolLM"
+            f"the model {spec} is a {type(model).__name__}, which does not classify from the last token through a "
+            f"'{HEAD}' head; choose a decoder such as Llama, Qwen, Mistral or SmolLM"
         )
 
 
@@ -88,7 +92,8 @@ def class_columns(config: "PretrainedConfig", classes: Sequence[str]) -> list[in
     Raises:
         InputError: another number of classes, or names that do not match.
     """
-    names = [str(config.id2label[i]) for i in range(len(config.id2label))]
+    id2label: dict[Any, str] = dict(config.id2label or {})
+    names = [str(id2label[index]) for index in range(len(id2label))]
     if len(names) != len(classes):
         raise InputError(
             f"the model classifies into {len(names)} classes ({', '.join(names[:6])}) but the data has "

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from llm_neo import adapters, models, tasks
+from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, encode
 from llm_neo.errors import InputError
 from llm_neo.evaluate import classifier_forward, score_rows
-from llm_neo.models import LoadedModel, Placement
+from llm_neo.models import adapters, load
+from llm_neo.models.load import LoadedModel, Placement
 from llm_neo.progress import Progress
 from llm_neo.recipe.tree import Prompt
 
@@ -102,7 +103,9 @@ class ClassifierTeacher:
         return logits_NC[:, self.columns]
 
 
-def load_classifier_teacher(base: TeacherBase, adapter: Path | None, *, trained_here: bool = False) -> ClassifierTeacher:
+def load_classifier_teacher(
+    base: TeacherBase, adapter: Path | None, *, trained_here: bool = False
+) -> ClassifierTeacher:
     """A classifier as it is, or with a saved adapter and head on top.
 
     Args:
@@ -113,9 +116,9 @@ def load_classifier_teacher(base: TeacherBase, adapter: Path | None, *, trained_
     Raises:
         InputError: the files do not make a classifier of these classes.
     """
-    config = models.load_config(base.folder, base.spec, base.trust_remote_code)
+    config = load.load_config(base.folder, base.spec, base.trust_remote_code)
     columns = list(range(len(base.classes)))
-    if adapter is None and not trained_here and models.is_classifier(config):
+    if adapter is None and not trained_here and load.is_classifier(config):
         columns = tasks.class_columns(config, base.classes)
     loaded = load_base_classifier(base)
     model = loaded.model if adapter is None else adapters.load_adapter(loaded.model, adapter)
@@ -128,7 +131,7 @@ def load_base_classifier(base: TeacherBase) -> LoadedModel:
     Raises:
         InputError: the folder holds no whole decoder.
     """
-    return models.load_classifier(
+    return load.load_classifier(
         base.folder,
         base.spec,
         base.classes,
@@ -167,7 +170,7 @@ class PromptTeacher:
     def _log_probabilities(
         self, ids: Sequence[str], texts: Sequence[tuple[str, ...]], progress: Progress
     ) -> torch.Tensor:
-        """log p(label word | prompt), (N, C)."""
+        """Log p(label word | prompt), (N, C)."""
         rows = self._encode_prompts(ids, texts)
         device = self.base.where.device
         if all(len(word) == 1 for word in self.words):
@@ -175,7 +178,11 @@ class PromptTeacher:
             return score_rows(self._next_token(first_C), rows, device, progress, label="teacher scores")
         columns = [
             score_rows(
-                self._continuation(word), _extended(rows, word), device, progress, label=f"teacher scores {name!r}"
+                self._continuation(word),
+                _extended(rows, word),
+                device,
+                progress,
+                label=f"teacher scores {name!r}",
             )
             for word, name in zip(self.words, self.prompt.label_words, strict=True)
         ]
@@ -216,8 +223,9 @@ class PromptTeacher:
         return hidden_BLH
 
     def _log_softmax(self, hidden: torch.Tensor) -> torch.Tensor:
-        head = self.loaded.model.get_output_embeddings()
-        return head(hidden.to(head.weight.dtype)).float().log_softmax(dim=-1)  # type: ignore[no-any-return,operator]
+        head: Any = self.loaded.model.get_output_embeddings()
+        log_p: torch.Tensor = head(hidden.to(head.weight.dtype)).float().log_softmax(dim=-1)
+        return log_p
 
 
 def fill(template: str, parts: Sequence[str]) -> str:
@@ -242,16 +250,14 @@ def load_prompt_teacher(base: TeacherBase, prompt: Prompt) -> PromptTeacher:
             f"teacher.prompt.label_words has {len(prompt.label_words)} words but the data has {len(base.classes)} "
             f"classes ({', '.join(base.classes[:6])}); give one per class, in that order"
         )
-    loaded = models.load_language_model(
+    loaded = load.load_language_model(
         base.folder,
         base.spec,
         base.where,
         max_length_tokens=base.max_length_tokens,
         trust_remote_code=base.trust_remote_code,
     )
-    words = tuple(
-        tuple(loaded.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in prompt.label_words
-    )
+    words = tuple(tuple(loaded.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in prompt.label_words)
     for word, tokens in zip(prompt.label_words, words, strict=True):
         if not tokens or words.count(tokens) > 1:
             raise InputError(

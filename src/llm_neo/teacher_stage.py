@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llm_neo import adapters, metrics
+from llm_neo import metrics
 from llm_neo.assets import ModelSource, cache_folder
 from llm_neo.assets.cache import file_sha256, staged_folder
 from llm_neo.batching import encode
@@ -16,9 +16,10 @@ from llm_neo.data import Dataset
 from llm_neo.errors import InputError, TeacherGateError
 from llm_neo.losses import RowLosses, distillation_loss
 from llm_neo.metrics import GateVerdict, Scores
-from llm_neo.models import Placement, quiet
+from llm_neo.models import adapters
+from llm_neo.models.load import Placement, quiet
 from llm_neo.recipe import FineTune, Recipe
-from llm_neo.setting import Setting
+from llm_neo.run.setting import Setting
 from llm_neo.targets import Targets, load_targets, save_targets
 from llm_neo.teacher import (
     ClassifierTeacher,
@@ -29,7 +30,7 @@ from llm_neo.teacher import (
     load_classifier_teacher,
     load_prompt_teacher,
 )
-from llm_neo.train import Listener, Logged, TrainSettings, train
+from llm_neo.train import Listener, TrainSettings, train
 
 FINE_TUNE_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.01,
@@ -74,6 +75,7 @@ def teach(recipe: Recipe, data: Dataset, source: ModelSource, setting: Setting) 
     with setting.measure("teacher"):
         teacher = _make(recipe, data, base, identity, setting)
         _refuse_fresh_head(recipe, teacher)
+        setting.progress.say(_described(teacher, recipe.teacher.quantization))
     with setting.measure("targets"):
         validation = _score(teacher, rows[: len(data.validation.rows)], setting)
         judged = _gate(recipe, data, validation, teacher.fresh_head, setting)
@@ -82,6 +84,14 @@ def teach(recipe: Recipe, data: Dataset, source: ModelSource, setting: Setting) 
     targets = Targets(tuple(row.id for row in rows), logits, teacher.fresh_head, loaded.layers, loaded.parameters)
     save_targets(targets, key, identity)
     return Taught(targets, *judged, key)
+
+
+def _described(teacher: Teacher, quantization: str) -> str:
+    loaded = teacher.loaded
+    return (
+        f"teacher: {loaded.parameters:,} parameters in {loaded.layers} layers, "
+        f"{'not quantised' if quantization == 'none' else quantization}, {loaded.resident_bytes / 2**30:.2f} GiB"
+    )
 
 
 def _score(teacher: Teacher, rows: list[Any], setting: Setting) -> torch.Tensor:
@@ -99,7 +109,7 @@ def _base(recipe: Recipe, data: Dataset, source: ModelSource, setting: Setting) 
         where=Placement(setting.device, dtype, quantization),
         classes=data.classes,
         max_length_tokens=recipe.data.max_length_tokens,
-        seed=recipe.train.seed,
+        seed=recipe.teacher.fine_tune.seed if recipe.teacher.fine_tune else 0,
         trust_remote_code=recipe.runtime.trust_remote_code,
     )
 
@@ -108,9 +118,8 @@ def _identity(recipe: Recipe, data: Dataset, base: TeacherBase) -> dict[str, Any
     """All that shapes the teacher's answers."""
     teacher, identity = recipe.teacher, base.identity()
     if teacher.fine_tune is not None:
-        settings = _train_settings(teacher.fine_tune, recipe.train.seed)
         tuned = json.loads(teacher.fine_tune.model_dump_json(exclude={"micro_batch_size"}))
-        identity["fine_tune"] = tuned | FINE_TUNE_DEFAULTS | {"seed": settings.seed}
+        identity["fine_tune"] = tuned | FINE_TUNE_DEFAULTS
         identity["learnt_from"] = [data.train.fingerprint, data.train.label_fingerprint]
         identity["arithmetic"] = str(recipe.runtime.precision)
     elif teacher.adapter is not None:
@@ -122,9 +131,7 @@ def _identity(recipe: Recipe, data: Dataset, base: TeacherBase) -> dict[str, Any
     return identity
 
 
-def _make(
-    recipe: Recipe, data: Dataset, base: TeacherBase, identity: dict[str, Any], setting: Setting
-) -> Teacher:
+def _make(recipe: Recipe, data: Dataset, base: TeacherBase, identity: dict[str, Any], setting: Setting) -> Teacher:
     teacher = recipe.teacher
     if teacher.fine_tune is not None:
         return _fine_tuned(teacher.fine_tune, data, base, fingerprint(**identity), recipe, setting)
@@ -153,7 +160,7 @@ def _fine_tuned(
         model,
         tokens,
         _hard_labels(labels_N),
-        _train_settings(tuning, base.seed, recipe),
+        _train_settings(tuning, recipe),
         device=base.where.device,
         autocast_dtype=setting.precision.dtype if tuning.lora is None else None,
         listener=Listener(log=lambda logged: setting.log("teacher", logged), evaluate=_never),
@@ -187,16 +194,16 @@ def _hard_labels(labels_N: torch.Tensor) -> Any:
     return objective
 
 
-def _train_settings(tuning: FineTune, seed: int, recipe: Recipe | None = None) -> TrainSettings:
+def _train_settings(tuning: FineTune, recipe: Recipe) -> TrainSettings:
     return TrainSettings(
         epochs=tuning.epochs,
         batch_size=tuning.batch_size,
         micro_batch_size=tuning.micro_batch_size,
         learning_rate=tuning.learning_rate,
-        seed=seed,
+        seed=tuning.seed,
         evaluate_every_steps=None,
-        checkpoint_every_steps=recipe.train.checkpoint_every_steps if recipe else None,
-        log_every_steps=recipe.train.log_every_steps if recipe else 10,
+        checkpoint_every_steps=recipe.train.checkpoint_every_steps,
+        log_every_steps=recipe.train.log_every_steps,
         **FINE_TUNE_DEFAULTS,
     )
 
@@ -224,9 +231,7 @@ def _gate(
         raise InputError("every validation row needs a label; name data.validation.label")
     labels_N = torch.tensor(labels)
     scores = metrics.score_predictions(logits_NC[: len(labels)], labels_N, len(data.classes))
-    verdict = metrics.gate_verdict(
-        scores, metrics.majority_share(labels_N, len(data.classes)), fresh_head=fresh_head
-    )
+    verdict = metrics.gate_verdict(scores, metrics.majority_share(labels_N, len(data.classes)), fresh_head=fresh_head)
     setting.progress.say(f"teacher gate {'passed' if verdict.passed else 'FAILED'}: {verdict.rule}")
     if not verdict.passed and recipe.teacher.gate == "stop":
         raise TeacherGateError(

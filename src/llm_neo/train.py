@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
-from llm_neo.adapters import trainable_parameters
 from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
 from llm_neo.checkpoint import CheckpointStore, TrainingState
 from llm_neo.engine import Objective, PlainEngine, StepFigures
 from llm_neo.errors import NonFiniteError
 from llm_neo.evaluate import classifier_forward
+from llm_neo.models.adapters import trainable_parameters
 from llm_neo.progress import Progress
 from llm_neo.runtime import seed_everything
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -184,7 +184,8 @@ def _engine(
 ) -> PlainEngine:
     from transformers import get_scheduler
 
-    optimizer = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    groups = _decay_groups(model, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=device.type == "cuda")
     scheduler = get_scheduler(
         settings.schedule,
         optimizer,

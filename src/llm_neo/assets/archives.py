@@ -56,18 +56,7 @@ def extract_member(
             or the file is larger than the limit.
     """
     try:
-        with (
-            archive.open("rb") as outer,
-            _open_member(outer, archive.name, member, top_folder, limit_bytes) as file,
-        ):
-            if nested is None:
-                return _copy(file, target, member, limit_bytes)
-            with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(target.parent)) as inner:
-                for chunk in _chunks(file, member, limit_bytes):
-                    inner.write(chunk)
-                inner.seek(0)
-                with _open_member(inner, member, nested, None, limit_bytes) as nested_file:
-                    return _copy(nested_file, target, nested, limit_bytes)
+        return _extract(archive, member, target, nested, top_folder, limit_bytes)
     except _DAMAGED as error:
         raise _damaged(archive, error) from error
     except OSError as error:
@@ -77,10 +66,26 @@ def extract_member(
         raise _damaged(archive, error) from error
 
 
+def _extract(
+    archive: Path, member: str, target: Path, nested: str | None, top_folder: str | None, limit_bytes: int
+) -> str:
+    with (
+        archive.open("rb") as outer,
+        _open_member(outer, archive.name, member, top_folder, limit_bytes) as file,
+    ):
+        if nested is None:
+            return _copy(file, target, member, limit_bytes)
+        # Reading an archive means seeking in it, which a compressed stream cannot do cheaply.
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(target.parent)) as inner:
+            for chunk in _chunks(file, member, limit_bytes):
+                inner.write(chunk)
+            inner.seek(0)
+            with _open_member(inner, member, nested, None, limit_bytes) as nested_file:
+                return _copy(nested_file, target, nested, limit_bytes)
+
+
 def _damaged(archive: Path, error: Exception) -> InputError:
-    return InputError(
-        f"the archive {archive.name} is damaged or of an unknown kind ({error}); fetch it again"
-    )
+    return InputError(f"the archive {archive.name} is damaged or of an unknown kind ({error}); fetch it again")
 
 
 @contextmanager
@@ -172,9 +177,7 @@ def _require_regular(regular: bool, member: str, archive: str) -> None:
 
 def _require_size(size: int, name: str, limit_bytes: int) -> None:
     if size > limit_bytes:
-        raise InputError(
-            f"{name} unpacks to more than the {limit_bytes:,} bytes that a file in a package may have"
-        )
+        raise InputError(f"{name} unpacks to more than the {limit_bytes:,} bytes that a file in a package may have")
 
 
 def _copy(source: IO[bytes], target: Path, member: str, limit_bytes: int) -> str:

@@ -73,7 +73,7 @@ def staged_file(target: Path) -> Iterator[Path]:
         try:
             yield stage
             _sync(stage)
-            os.replace(stage, target)
+            stage.replace(target)
         finally:
             stage.unlink(missing_ok=True)
 
@@ -101,7 +101,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             try:
-                os.rename(stage, target)
+                stage.rename(target)
             except OSError:
                 if not target.is_dir():
                     raise

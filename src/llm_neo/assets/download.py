@@ -46,7 +46,7 @@ class _Search:
     troubles: list[str] = field(default_factory=list)
 
 
-class _Mismatch(Exception):
+class _MismatchError(Exception):
     """The bytes that came are not the pinned ones; the text is their sha256."""
 
 
@@ -77,7 +77,7 @@ def download_distribution(
             for link, vouched in _candidates(finder, name, version, sha256, search):
                 try:
                     _download(client, link, sha256, target, f"Downloading {name} {version}", progress)
-                except _Mismatch as error:
+                except _MismatchError as error:
                     if vouched:
                         search.mismatches.append(f"{link.redacted} has the sha256 {error}")
                     else:
@@ -125,9 +125,7 @@ def _candidates(
     return vouched + unknown
 
 
-def _download(
-    client: PyPIClient, link: Link, sha256: str, target: Path, label: str, progress: Progress
-) -> None:
+def _download(client: PyPIClient, link: Link, sha256: str, target: Path, label: str, progress: Progress) -> None:
     """Stream a file to `target`, trying again where the connection breaks."""
     attempt = 1
     while True:
@@ -140,9 +138,7 @@ def _download(
         attempt += 1
 
 
-def _stream(
-    client: PyPIClient, link: Link, sha256: str, target: Path, label: str, progress: Progress
-) -> None:
+def _stream(client: PyPIClient, link: Link, sha256: str, target: Path, label: str, progress: Progress) -> None:
     digest = hashlib.sha256()
     # The stored bytes are wanted: a server that compresses on the way would change them.
     headers = {"Accept-Encoding": "identity"}
@@ -156,7 +152,7 @@ def _stream(
                 file.write(chunk)
                 bar.advance(len(chunk))
         if digest.hexdigest() != sha256:
-            raise _Mismatch(digest.hexdigest())
+            raise _MismatchError(digest.hexdigest())
 
 
 @contextmanager
@@ -177,9 +173,7 @@ def _warnings_of_unearth(troubles: list[str]) -> Iterator[None]:
         _LOGGER.removeHandler(collector)
 
 
-def _failure(
-    package: str, filename: str | None, sha256: str, settings: IndexSettings, search: _Search
-) -> str:
+def _failure(package: str, filename: str | None, sha256: str, settings: IndexSettings, search: _Search) -> str:
     """One or two sentences: what stood in the way, and the way out."""
     places = ", ".join(_redacted(place) for place in (*settings.find_links, *settings.index_urls))
     if search.mismatches:

@@ -62,9 +62,7 @@ def convert_gguf(path: Path, progress: Progress | None = None) -> Path:
     if (target / "config.json").is_file():
         return target
     megabytes = path.stat().st_size / 1e6
-    progress.say(
-        f"Converting {path.name} ({megabytes:.0f} MB) to safetensors, once; about {15 + megabytes / 8:.0f} s"
-    )
+    progress.say(f"Converting {path.name} ({megabytes:.0f} MB) to safetensors, once; about {15 + megabytes / 8:.0f} s")
     with staged_folder(target) as stage:
         _convert(path, stage, progress)
     return target
@@ -129,9 +127,7 @@ def _load_model(path: Path) -> "PreTrainedModel":
     model, report = loaded
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
-        raise ValueError(
-            f"no tensor for {', '.join(absent[:3])}" + (" and others" if len(absent) > 3 else "")
-        )
+        raise ValueError(f"no tensor for {', '.join(absent[:3])}" + (" and others" if len(absent) > 3 else ""))
     assert isinstance(model, transformers.PreTrainedModel)
     return model
 

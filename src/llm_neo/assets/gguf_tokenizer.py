@@ -9,12 +9,8 @@ from llm_neo.errors import InputError
 
 # Vocabularies trained with every digit split off on its own before the byte-level step (llama.cpp's groups of
 # pre-tokenizers); transformers rebuilds them as plain GPT-2.
-_DIGIT_BY_DIGIT = frozenset(
-    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-)
-_PLAIN_GPT2 = frozenset(
-    {"gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"}
-)
+_DIGIT_BY_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+_PLAIN_GPT2 = frozenset({"gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"})
 
 # SmolLM2's special tokens, for files that do not name them.
 _SMOLLM_TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", "padding": "<|im_end|>"}
@@ -55,46 +51,48 @@ def read_tokenizer_facts(path: Path) -> TokenizerFacts:
     Raises:
         InputError: the file cannot be parsed or has no vocabulary.
     """
-    from gguf import GGUFReader
-
     try:
-        fields = GGUFReader(path).fields
-        values = {
-            name: field.contents()
-            for name, field in fields.items()
-            if name.startswith("tokenizer.ggml.") and len(field.data) <= 1
-        }
-        pre = str(values.get("tokenizer.ggml.pre", ""))
-        vocabulary = fields["tokenizer.ggml.tokens"]
-        ids = {
-            role: int(values[key])
-            for role in ("bos", "eos", "padding", "unknown")
-            if (key := f"tokenizer.ggml.{role}_token_id") in values
-        }
+        values, vocabulary, context_tokens = _read_fields(path)
+        pre = str(values.get("pre", ""))
+        named = [role for role in ("bos", "eos", "padding", "unknown") if f"{role}_token_id" in values]
+        ids = {role: int(values[f"{role}_token_id"]) for role in named}
         if pre == "smollm":
-            _add_missing_ids(ids, vocabulary.contents())
-        tokens = {role: str(vocabulary.contents(index)) for role, index in ids.items()}
-        architecture = fields["general.architecture"].contents()
-        context = fields.get(f"{architecture}.context_length")
-    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError) as error:
+            _add_missing_ids(ids, vocabulary)
+        tokens = {role: vocabulary[index] for role, index in ids.items()}
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
         raise InputError(
             f"the GGUF file {path} is damaged or incomplete ({type(error).__name__}: {error}); fetch it again"
         ) from error
-    byte_level = values.get("tokenizer.ggml.model") == "gpt2"
+    byte_level = values.get("model") == "gpt2"
     # llama.cpp's defaults for files without the flag: sentencepiece and Llama 3 vocabularies begin with bos.
     silent = not byte_level or pre in ("llama3", "llama-v3", "llama-bpe")
-    # SmolLM2 files say no, but classification on single sentences needs one token that every text begins
-    # with.
-    adds_bos = pre == "smollm" or bool(values.get("tokenizer.ggml.add_bos_token", silent))
+    # SmolLM2 files say no, but classification needs one token that every text begins with.
+    adds_bos = pre == "smollm" or bool(values.get("add_bos_token", silent))
     return TokenizerFacts(
         pre=pre,
         ids=ids,
         tokens=tokens,
         adds_bos=adds_bos and "bos" in ids,
-        adds_eos=bool(values.get("tokenizer.ggml.add_eos_token", False)) and "eos" in ids,
-        context_tokens=None if context is None else int(context.contents()),
+        adds_eos=bool(values.get("add_eos_token", False)) and "eos" in ids,
+        context_tokens=context_tokens,
         byte_level=byte_level,
     )
+
+
+def _read_fields(path: Path) -> tuple[dict[str, Any], list[str], int | None]:
+    """The single values of `tokenizer.ggml.*` by their last name, the vocabulary, and the context length."""
+    from gguf import GGUFReader
+
+    prefix = "tokenizer.ggml."
+    fields = GGUFReader(path).fields
+    values = {
+        name.removeprefix(prefix): field.contents()
+        for name, field in fields.items()
+        if name.startswith(prefix) and len(field.data) <= 1
+    }
+    vocabulary = fields[f"{prefix}tokens"].contents()
+    context = fields.get(f"{fields['general.architecture'].contents()}.context_length")
+    return values, vocabulary, None if context is None else int(context.contents())
 
 
 def _add_missing_ids(ids: dict[str, int], vocabulary: list[str]) -> None:
@@ -128,9 +126,7 @@ def cure_tokenizer(tokenizer: Any, facts: TokenizerFacts) -> None:
     tokenizer.add_bos_token, tokenizer.add_eos_token = facts.adds_bos, facts.adds_eos
     for name in ("local_files_only", "is_local"):
         tokenizer.init_kwargs.pop(name, None)
-    single, second = (
-        _with_special_tokens(facts, letter, segment) for letter, segment in (("A", 0), ("B", 1))
-    )
+    single, second = (_with_special_tokens(facts, letter, segment) for letter, segment in (("A", 0), ("B", 1)))
     # Set after the flags, whose setters write a template of their own.
     backend.post_processor = processors.TemplateProcessing(
         single=single,

@@ -108,9 +108,7 @@ def _bar_class(bar: Bar | None) -> type[Any]:
     class Forwarding(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             # The hub counts the bytes twice: as they come, and as they are written.
-            self._counts = options.get("unit") == "B" and not str(options.get("desc")).startswith(
-                "Downloading bytes"
-            )
+            self._counts = options.get("unit") == "B" and not str(options.get("desc")).startswith("Downloading bytes")
             super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
@@ -125,45 +123,47 @@ def _bar_class(bar: Bar | None) -> type[Any]:
 def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
     """Say in one sentence what the hub's exceptions mean."""
     import httpx2
-    from huggingface_hub import errors
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import logging
 
-    where = repository if revision is None else f"{repository}@{revision}"
     verbosity = logging.get_verbosity()
     # What the hub only logs on its way to an exception is said by the exception's sentence.
     logging.set_verbosity(ERROR)
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"the hub model {where} is gated: accept its licence on the model's page and set HF_TOKEN to a"
-            " token of that account"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repository} is neither a local folder nor a model on the hub (or it is private: set"
-            " HF_TOKEN); check the name"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(
-            f"the hub model {repository} has no revision {revision!r}; name a branch, tag or commit"
-        ) from error
-    except errors.HFValidationError as error:
-        raise InputError(
-            f"{where} is no hub id such as owner/name or owner/name@revision ({error})"
-        ) from error
-    except (httpx2.HTTPError, OSError) as error:
+    except (httpx2.HTTPError, HFValidationError, OSError) as error:
+        where = repository if revision is None else f"{repository}@{revision}"
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise ResourceError(
-                f"the disk is full while fetching {where}; free some space, or set HF_HOME to a folder on"
-                " another disk"
+                f"the disk is full while fetching {where}; free some space, or set HF_HOME to a folder on another disk"
             ) from error
-        raise InputError(
-            f"{where} is no local folder, and the hub could not be reached for it ({_first_line(error)});"
-            " check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder with the model"
-        ) from error
+        raise InputError(_sentence(error, repository, where)) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _sentence(error: Exception, repository: str, where: str) -> str:
+    from huggingface_hub import errors
+
+    # A gated repository is reported as a kind of one that is not found.
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"the hub model {where} is gated: accept its licence on the model's page and set HF_TOKEN to a"
+            " token of that account"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{repository} is neither a local folder nor a model on the hub (or it is private: set"
+            " HF_TOKEN); check the name"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the hub model {where} is not there, though {repository} is; name a branch, tag or commit"
+    if isinstance(error, errors.HFValidationError):
+        return f"{where} is no hub id such as owner/name or owner/name@revision ({_first_line(error)})"
+    return (
+        f"{where} is no local folder, and the hub could not be reached for it ({_first_line(error)});"
+        " check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder with the model"
+    )
 
 
 def _first_line(error: Exception) -> str:

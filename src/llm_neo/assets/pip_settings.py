@@ -135,7 +135,7 @@ def _options_in_files(environment: Mapping[str, str]) -> dict[str, str]:
     commands = [[sys.executable, "-P", "-m", "pip"], *([[installed]] if installed else [])]
     for command in commands:
         try:
-            listed = subprocess.run(
+            listed = subprocess.run(  # noqa: S603 - the words are fixed, and no shell reads them
                 [*command, "config", "list", "--disable-pip-version-check"],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
@@ -208,9 +208,7 @@ def _seconds(value: str | None) -> float:
     except ValueError:
         seconds = 0.0
     if not seconds > 0:
-        raise InputError(
-            f"pip's setting timeout is {value!r}, which is no number of seconds above 0; correct it"
-        )
+        raise InputError(f"pip's setting timeout is {value!r}, which is no number of seconds above 0; correct it")
     return seconds
 
 

@@ -104,9 +104,7 @@ def resolve_model(spec: str, progress: Progress | None = None) -> ModelSource:
     if _looks_like_path(spec):
         raise InputError(f"the model folder or file {spec} is not there{_nearest(path)}")
     if hub is None:
-        raise InputError(
-            f"{spec!r} is neither a local folder, nor a .gguf file, nor a hub id owner/name[@revision]"
-        )
+        raise InputError(f"{spec!r} is neither a local folder, nor a .gguf file, nor a hub id owner/name[@revision]")
     folder, commit = fetch_hub_model(hub["repository"], hub["revision"], progress)
     _check_model_folder(folder, spec)
     fingerprint = hashlib.sha256(f"{hub['repository']}\n{commit}".encode()).hexdigest()
@@ -162,8 +160,7 @@ def _check_model_folder(folder: Path, spec: str) -> None:
     if not (folder / "config.json").is_file():
         adapter = (folder / "adapter_config.json").is_file()
         raise InputError(
-            f"the folder {spec} holds an adapter, not a model; name its base as the model and the folder as"
-            " the adapter"
+            f"the folder {spec} holds an adapter, not a model; name its base as the model and the folder as the adapter"
             if adapter
             else f"the folder {spec} holds no config.json, so it is no model that transformers saved"
         )
@@ -190,9 +187,7 @@ def _shards(folder: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index} is damaged ({type(error).__name__}: {error}); fetch the model again"
-        ) from error
+        raise InputError(f"{index} is damaged ({type(error).__name__}: {error}); fetch the model again") from error
 
 
 def _folder_fingerprint(folder: Path) -> str:

@@ -2,5 +2,6 @@
 
 from llm_neo.data.load import load_data, read_rows, read_texts
 from llm_neo.data.rows import Dataset, Row, Split
+from llm_neo.data.source import fetch_source
 
-__all__ = ["Dataset", "Row", "Split", "load_data", "read_rows", "read_texts"]
+__all__ = ["Dataset", "Row", "Split", "fetch_source", "load_data", "read_rows", "read_texts"]

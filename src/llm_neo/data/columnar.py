@@ -25,9 +25,7 @@ def read_parquet(path: Path, source: str, wanted: Sequence[str], columns: tuple[
     import pyarrow.parquet as pq
 
     if columns is not None:
-        raise InputError(
-            f"{source} names its columns itself; remove `columns`, which is for TSV and CSV files"
-        )
+        raise InputError(f"{source} names its columns itself; remove `columns`, which is for TSV and CSV files")
     try:
         with pq.ParquetFile(path) as file:
             positions(wanted, file.schema_arrow.names, source)
@@ -37,9 +35,7 @@ def read_parquet(path: Path, source: str, wanted: Sequence[str], columns: tuple[
     return from_arrow(table, source, wanted, _class_names(table.schema.metadata or {}))
 
 
-def from_arrow(
-    table: Any, source: str, wanted: Sequence[str], class_names: Mapping[str, tuple[str, ...]]
-) -> Table:
+def from_arrow(table: Any, source: str, wanted: Sequence[str], class_names: Mapping[str, tuple[str, ...]]) -> Table:
     """An Arrow table as records.
 
     Args:

@@ -139,9 +139,7 @@ def plain(cell: object) -> Value:
         if math.isnan(cell):
             return None
         if not cell.is_integer():
-            raise ValueError(
-                "is no whole number; for a score, give thresholds (negative_below, positive_above)"
-            )
+            raise ValueError("is no whole number; for a score, give thresholds (negative_below, positive_above)")
         return int(cell)
     if not isinstance(cell, str):
         raise ValueError(f"is a {type(cell).__name__}; a label must be an integer or a word")

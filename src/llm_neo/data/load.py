@@ -27,9 +27,7 @@ def load_data(data: Data, progress: Progress = SilentProgress()) -> Dataset:
         InputError: a source cannot be read, or a row cannot be used; names file, line and value.
     """
     source = _read(data.train, progress)
-    classes = (
-        Classes(data.classes, ordered=True) if data.classes else infer_classes(source.table, source.column)
-    )
+    classes = Classes(data.classes, ordered=True) if data.classes else infer_classes(source.table, source.column)
     rows = source.rows("train", classes)
     if data.train.label is not None:
         _refuse_one_class(rows, source, classes)
@@ -127,9 +125,7 @@ def _rows(name: str, table: Table, columns: Sequence[str], labels: Sequence[int 
     """A row of each record; its first cells are those of the text `columns`."""
     rows: list[Row] = []
     for (number, cells), label in zip(table.records, labels, strict=True):
-        text = tuple(
-            [_text(cell, column, table, number) for cell, column in zip(cells, columns, strict=False)]
-        )
+        text = tuple([_text(cell, column, table, number) for cell, column in zip(cells, columns, strict=False)])
         rows.append(Row(f"{name}:{number}", text, label))
     return rows
 
@@ -147,17 +143,14 @@ def _text(cell: object, column: str, table: Table, number: int) -> str:
     raise InputError(f"{table.at(number)}: the text {shown(cell)} in column {shown(column)} {reason}")
 
 
-def _labelled(
-    source: LabelledSource, name: str, classes: Classes, progress: Progress
-) -> tuple[Split, list[str]]:
+def _labelled(source: LabelledSource, name: str, classes: Classes, progress: Progress) -> tuple[Split, list[str]]:
     """A split to measure on: each row must have a label."""
     read = _read(source, progress)
     rows = read.rows(name, classes)
     for row, (number, _) in zip(rows, read.table.records, strict=True):
         if row.label is None:
             raise InputError(
-                f"{read.table.at(number)}: the label of {shown(row.text[0])} is missing; "
-                "rows to measure on need one"
+                f"{read.table.at(number)}: the label of {shown(row.text[0])} is missing; rows to measure on need one"
             )
     return Split(name, tuple(sample(rows, source.limit)), source.source), read.notes(name)
 
@@ -179,9 +172,7 @@ def _held_out(
     facts = [f"validation: {notes.plural(len(held), 'row')} ({share:.1f} %) of the training source held out"]
     removed = len(rows) - len(learn) - len(held) + len(extra) - len(kept)
     if removed:
-        facts.append(
-            f"train: {notes.plural(removed, 'row')} without a label removed, validation holds the text"
-        )
+        facts.append(f"train: {notes.plural(removed, 'row')} without a label removed, validation holds the text")
     validation = [replace(row, id=f"validation:{row.id.rpartition(':')[2]}") for row in held]
     return learn, kept, Split("validation", tuple(sample(validation, held_out.limit)), source.spec), facts
 
@@ -192,12 +183,10 @@ def _refuse_one_class(rows: list[Row], source: _Source, classes: Classes) -> Non
     column = shown(source.table.columns[-1])
     if not seen:
         raise InputError(
-            f"{source.spec}: no row has a label in column {column}; name another one, "
-            "or set data.train.label to null"
+            f"{source.spec}: no row has a label in column {column}; name another one, or set data.train.label to null"
         )
     if len(seen) == 1:
         only = classes.names[next(iter(seen))]
         raise InputError(
-            f"{source.spec}: every label in column {column} is {shown(only)}; "
-            "training needs at least two classes"
+            f"{source.spec}: every label in column {column} is {shown(only)}; training needs at least two classes"
         )

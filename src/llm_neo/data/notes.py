@@ -59,7 +59,7 @@ def overlap(train: Split, validation: Split) -> list[str]:
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
-    """ "1 row", "2,000 rows"."""
+    """A count with its noun, as in "1 row" or "2,000 rows"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 

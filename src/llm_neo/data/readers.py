@@ -61,9 +61,7 @@ def read_json(path: Path, source: str, wanted: Sequence[str], columns: Columns) 
         items = _JSON.decode(text)
     except json.JSONDecodeError as error:
         near = text[error.pos : error.pos + 100]
-        raise InputError(
-            f"{source}, line {error.lineno}: invalid JSON ({error.msg}) at {shown(near)}"
-        ) from error
+        raise InputError(f"{source}, line {error.lineno}: invalid JSON ({error.msg}) at {shown(near)}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: invalid JSON ({error}); it must be a list of objects") from error
     table = Table(source, "row", tuple(wanted), [])
@@ -82,16 +80,12 @@ def _decoded(path: Path, source: str) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         wrong = bytes(error.object[max(0, error.start - 20) : error.start + 20])
         kind = "it looks like UTF-16; " if data.startswith(_UTF16_MARKS) else ""
-        raise InputError(
-            f"{source}, line {line}: {wrong!r} is not UTF-8; {kind}save the file as UTF-8"
-        ) from error
+        raise InputError(f"{source}, line {line}: {wrong!r} is not UTF-8; {kind}save the file as UTF-8") from error
     nul = text.find("\0")
     if nul >= 0:
         line = text.count("\n", 0, nul) + 1
         near = text[max(0, nul - 20) : nul + 20]
-        raise InputError(
-            f"{source}, line {line}: {shown(near)} holds a NUL character; remove it from the file"
-        )
+        raise InputError(f"{source}, line {line}: {shown(near)} holds a NUL character; remove it from the file")
     if not text.strip():
         raise InputError(f"{source} is empty; it must hold at least one row")
     return text
@@ -150,9 +144,7 @@ def _csv_rows(text: str, source: str) -> Iterator[tuple[int, list[str]]]:
 def _from_json_lines(text: str, source: str, wanted: Sequence[str]) -> Table:
     table = Table(source, "line", tuple(wanted), [])
     lines = text.replace("\r\n", "\n").rstrip().split("\n")
-    return _from_objects(
-        ((number, _parsed(line, table, number)) for number, line in enumerate(lines, 1)), table
-    )
+    return _from_objects(((number, _parsed(line, table, number)) for number, line in enumerate(lines, 1)), table)
 
 
 def _parsed(line: str, table: Table, number: int) -> object:
@@ -190,9 +182,7 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse_columns(source: str, columns: Columns) -> None:
     if columns is not None:
-        raise InputError(
-            f"{source} names its columns itself; remove `columns`, which is for TSV and CSV files"
-        )
+        raise InputError(f"{source} names its columns itself; remove `columns`, which is for TSV and CSV files")
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_distinct)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from llm_neo.data.columnar import read_parquet
-from llm_neo.data.hub import hub_id, read_hub
+from llm_neo.data.hub import HubId, fetch_hub, hub_id, read_hub
 from llm_neo.data.readers import read_csv, read_json, read_json_lines, read_tsv
 from llm_neo.data.table import Table, shown
 from llm_neo.errors import InputError
@@ -35,21 +35,46 @@ def read_source(source: TextSource, wanted: Sequence[str], progress: Progress) -
         InputError: the source is out of reach, of an unknown kind, or not as its format wants it.
     """
     spec = source.source
-    suffix = _suffix(spec)
-    hub = hub_id(spec)
-    if hub is not None and suffix not in READERS and not os.path.exists(spec):
-        if source.columns is not None:
-            raise InputError(
-                f"{spec} names its columns itself; remove `columns`, which is for TSV and CSV files"
-            )
+    hub = _hub(source)
+    if hub is not None:
         return read_hub(hub, spec, wanted)
-    if os.path.isdir(spec):
+    file = _file(spec, progress)
+    return READERS[_suffix(spec)](file, _without_checksum(spec), wanted, source.columns)
+
+
+def fetch_source(source: TextSource, progress: Progress) -> None:
+    """Bring a source to this machine; no row of it is read. `progress` hears of a download and of nothing else.
+
+    Raises:
+        InputError: the source is out of reach or of an unknown kind.
+    """
+    hub = _hub(source)
+    if hub is not None:
+        fetch_hub(hub, source.source, progress)
+    else:
+        _file(source.source, progress)
+
+
+def _hub(source: TextSource) -> HubId | None:
+    """What the source is on the hub; None for a file."""
+    spec = source.source
+    hub = hub_id(spec)
+    if hub is None or _suffix(spec) in READERS or Path(spec).exists():
+        return None
+    if source.columns is not None:
+        raise InputError(f"{spec} names its columns itself; remove `columns`, which is for TSV and CSV files")
+    return hub
+
+
+def _file(spec: str, progress: Progress) -> Path:
+    suffix = _suffix(spec)
+    if Path(spec).is_dir():
         raise InputError(f"{spec} is a folder; name one file in it ({', '.join(READERS)})")
     if suffix not in READERS:
         raise InputError(_unknown(spec, suffix))
     from llm_neo.assets import resolve_file
 
-    return READERS[suffix](resolve_file(spec, progress), _without_checksum(spec), wanted, source.columns)
+    return resolve_file(spec, progress)
 
 
 def _suffix(spec: str) -> str:

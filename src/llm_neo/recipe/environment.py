@@ -34,8 +34,7 @@ def _missing_packages(recipe: Recipe) -> Iterator[str]:
         )
     if "tensorboard" in recipe.trackers and find_spec("tensorboard") is None:
         yield (
-            "trackers: tensorboard is not installed here; pip install 'llm-neo[tensorboard]', "
-            "or take it off the list"
+            "trackers: tensorboard is not installed here; pip install 'llm-neo[tensorboard]', or take it off the list"
         )
     if recipe.runtime.engine == "captured":
         yield "runtime.engine: captured is not in this version; choose auto or plain"

@@ -63,16 +63,12 @@ def read_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]
         keys = dotted.strip().split(".")
         try:
             if not equals or not all(keys) or any(key != key.strip() for key in keys):
-                raise DocumentError(
-                    "it must be a dotted key, an equals sign and a value, such as train.epochs=2"
-                )
+                raise DocumentError("it must be a dotted key, an equals sign and a value, such as train.epochs=2")
             if not text.strip():
                 raise DocumentError(f"it has no value; write {dotted}=null to switch it off")
             _set(layer, keys, parse(text))
         except DocumentError as error:
-            problems.append(
-                f"{dotted.strip() or '(no key)'}: the override {show(word)} cannot be read: {error}"
-            )
+            problems.append(f"{dotted.strip() or '(no key)'}: the override {show(word)} cannot be read: {error}")
     return layer, problems
 
 

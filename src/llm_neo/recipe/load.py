@@ -73,9 +73,7 @@ def _document(name: str, folder: Path | None, above: tuple[str, ...]) -> dict[st
     if document is None:
         raise RecipeError(origin, ["is empty; begin with `extends: quickstart` and the keys to change"])
     if not isinstance(document, dict):
-        raise RecipeError(
-            origin, [f"{show(document)} is not a mapping; write keys such as `data:` at its top"]
-        )
+        raise RecipeError(origin, [f"{show(document)} is not a mapping; write keys such as `data:` at its top"])
     base = document.pop("extends", None)
     if base is None:
         return document
@@ -110,7 +108,6 @@ def _read(path: Path) -> str:
 def _not_found(name: str) -> str:
     names = recipe_names()
     near = get_close_matches(Path(name).name.removesuffix(_SUFFIX), names, n=1)
-    return (
-        f"there is no recipe {name}: it is neither a file nor one of the shipped recipes ({', '.join(names)})"
-        + (f"; did you mean {near[0]}?" if near else "; name one of them or a YAML file")
+    return f"there is no recipe {name}: it is neither a file nor one of the shipped recipes ({', '.join(names)})" + (
+        f"; did you mean {near[0]}?" if near else "; name one of them or a YAML file"
     )

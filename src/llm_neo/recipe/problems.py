@@ -170,11 +170,7 @@ def _lines(detail: ErrorDetails, place: _Place, document: Mapping[str, Any]) -> 
     value = _at(document, place.keys)
     if place.in_union:
         described = isinstance(value, Mapping) and field and _forms(field.annotation)
-        return (
-            []
-            if described
-            else [f"{key}: {show(value)} does not fit; give {field.description if field else ''}"]
-        )
+        return [] if described else [f"{key}: {show(value)} does not fit; give {field.description if field else ''}"]
     if kind == "model_type":
         keys = ", ".join(_forms(field.annotation)[0].model_fields) if field else ""
         return [f"{key}: {show(value)} is not a section; write its keys below it: {keys}"]
@@ -190,11 +186,7 @@ def _remedy(kind: str, value: Any, field: FieldInfo | None) -> str:
             if not isinstance(parse(value), str):
                 return "; take the quotes off"
     default = field.default if field else PydanticUndefined
-    return (
-        ""
-        if default is PydanticUndefined or isinstance(default, Section)
-        else f"; the default is {show(default)}"
-    )
+    return "" if default is PydanticUndefined or isinstance(default, Section) else f"; the default is {show(default)}"
 
 
 def _unknown_remedy(place: _Place) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llm_neo.recipe.rows import Data, HeldOut, LabelledSource, ScoreLabel, TextSource
-from llm_neo.recipe.section import Name, PartBelowOne, Positive, Rate, Section, Share
+from llm_neo.recipe.section import Name, PartBelowOne, Positive, Rate, Section, Seed, Share
 
 __all__ = [
     "Data",
@@ -53,6 +53,7 @@ class FineTune(Section):
     batch_size: Positive = Field(default=16, description="rows of one optimizer step")
     micro_batch_size: Positive | None = Field(default=None, description=MICRO_BATCH)
     learning_rate: Rate = 2.0e-4
+    seed: Seed = Field(0, description="apart from train.seed: students of several seeds share one teacher")
     lora: Lora | None = Field(
         default=Lora(rank=16, alpha=32, dropout=0.05, targets="all-linear"),
         description="null = all weights (needs quantization: none)",
@@ -113,9 +114,7 @@ class Student(Section):
 
     def broken_rules(self) -> Iterator[str]:
         """Layers keep their order."""
-        if isinstance(self.layers, tuple) and (
-            not self.layers or list(self.layers) != sorted(set(self.layers))
-        ):
+        if isinstance(self.layers, tuple) and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             yield f"layers: {list(self.layers)} must be a list of ascending, distinct numbers; sort it"
 
 
@@ -137,7 +136,7 @@ class Train(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_fraction: PartBelowOne = Field(default=0.0, description="share of all steps")
     max_gradient_norm: Rate | None = Field(default=1.0, description="null = no clipping")
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: Seed = 0
     evaluate_every_steps: Positive | None = Field(default=1000, description="null = at the end only")
     evaluate_rows: Positive | None = Field(
         default=None, description="validation rows of the evaluations before the last; null = all"

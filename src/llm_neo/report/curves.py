@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_neo.files import explained
-from llm_neo.metrics_log import MetricsLine, read_metrics
-from llm_neo.run_record import EvaluationRecord, RunRecord
+from llm_neo.run.metrics_log import MetricsLine, read_metrics
+from llm_neo.run.record import EvaluationRecord, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,9 +159,7 @@ def _draw_accuracies(axes: "Axes", record: RunRecord) -> None:
     )
     floor = min([*lows, teacher.accuracy_interval[0]])
     if record.majority_share > floor - 0.08:
-        axes.axhline(
-            record.majority_share, color=_MUTED, linewidth=1.2, linestyle=":", label="commonest class"
-        )
+        axes.axhline(record.majority_share, color=_MUTED, linewidth=1.2, linestyle=":", label="commonest class")
         floor = min(floor, record.majority_share)
     ceiling = max([*highs, teacher.accuracy_interval[1]])
     air = 0.06 * (ceiling - floor)
@@ -186,6 +184,4 @@ def _tidy(axes: "Axes", last_step: int) -> None:
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.set_xlim(0, 1.02 * last_step)
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, frameon=False, fontsize=9, borderaxespad=0
-    )
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, frameon=False, fontsize=9, borderaxespad=0)

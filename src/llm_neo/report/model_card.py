@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from llm_neo.intervals import retention_sentence
 from llm_neo.recipe.tree import HeldOut, Recipe
 from llm_neo.report.names import hub_data, hub_model, public_name
-from llm_neo.run_record import RunRecord, ScoredModel
+from llm_neo.run.record import RunRecord, ScoredModel
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -154,18 +154,26 @@ def _usage(record: RunRecord, recipe: Recipe) -> str:
 
 
 def _loading(record: RunRecord, *, with_adapter: bool) -> list[str]:
-    """Lines of Python that load the student by transformers and peft alone."""
+    """Lines of Python that load the student by transformers and peft alone.
+
+    A base that lies elsewhere, and its commit on the hub, are read from the adapter.
+    """
     names = dict(enumerate(record.classes))
-    base = 'f"{folder}/base"' if record.student.base == "base" else repr(_loadable(record))
+    elsewhere = with_adapter and record.student.base != "base"
+    if elsewhere:
+        base = ["adapter.base_model_name_or_path,", "revision=adapter.revision,"]
+    else:
+        base = ['f"{folder}/base",' if with_adapter else "folder,"]
     return [
         "import torch",
-        *(["from peft import PeftModel"] if with_adapter else []),
+        *([f"from peft import {'PeftConfig, ' if elsewhere else ''}PeftModel"] if with_adapter else []),
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         "",
         'folder = "student"  # this folder, or huggingface_hub.snapshot_download("owner/name")',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        *(["adapter = PeftConfig.from_pretrained(folder)", *_whereabouts(record)] if elsewhere else []),
         "model = AutoModelForSequenceClassification.from_pretrained(",
-        f"    {base if with_adapter else 'folder'},",
+        *(f"    {argument}" for argument in base),
         f"    id2label={names!r},",
         f"    label2id={ {name: index for index, name in names.items()}!r},",
         "    pad_token_id=tokenizer.pad_token_id,",
@@ -176,9 +184,14 @@ def _loading(record: RunRecord, *, with_adapter: bool) -> list[str]:
     ]
 
 
-def _loadable(record: RunRecord) -> str:
-    """What `from_pretrained` takes for a base that lies elsewhere; of a folder of this machine only the name."""
-    return hub_model(record.student.base) or f"path/to/{public_name(record.student.base)}"
+def _whereabouts(record: RunRecord) -> list[str]:
+    """What to do where the base is a folder of the machine that trained; only its name is told."""
+    if hub_model(record.student.base):
+        return []
+    return [
+        f"# The base is the folder {public_name(record.student.base)} of the machine that trained; on another one say",
+        '# adapter.base_model_name_or_path = "where it is"',
+    ]
 
 
 def _training(record: RunRecord, recipe: Recipe) -> str:
@@ -197,7 +210,8 @@ def _training(record: RunRecord, recipe: Recipe) -> str:
         f"{record.train_rows} rows of {public_name(recipe.data.train.source)}",
         f"loss: {loss}, T = {temperature:g}",
         f"{adapter}; the classification head is trained",
-        f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'} of steps of {train.batch_size} rows, AdamW, {rate}, seed {train.seed}",
+        f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'} of steps of {train.batch_size} rows, AdamW, "
+        f"{rate}, seed {train.seed}",
         f"{record.environment.device}, {record.environment.precision}; {packages}",
     )
     return "\n".join(["## Training", "", *(f"- {point}" for point in points)])
@@ -208,7 +222,8 @@ def _limits(recipe: Recipe) -> str:
         [
             "## Limits",
             "",
-            f"- Measured on {public_name(_validation_spec(recipe))} alone; expect lower figures on text of another kind.",
+            f"- Measured on {public_name(_validation_spec(recipe))} alone; expect lower figures "
+            "on text of another kind.",
             f"- Texts were stripped of white space at their ends and cut after {recipe.data.max_length_tokens} tokens.",
             "- It knows no answer but its classes, and it inherits what its teacher and its base get wrong.",
             "- One run with one seed; differences within the intervals above mean nothing.",

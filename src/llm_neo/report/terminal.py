@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from llm_neo.intervals import retention_sentence
 from llm_neo.report.names import public_name
-from llm_neo.run_directory import RunDirectory
-from llm_neo.run_record import EvaluationRecord, RunRecord, ScoredModel, StageRecord
+from llm_neo.run.directory import RunDirectory
+from llm_neo.run.record import EvaluationRecord, RunRecord, ScoredModel, StageRecord
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
@@ -60,9 +60,7 @@ def _table(title: str, *columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     for position, column in enumerate(columns):
         longest_word = max(map(len, column.split()), default=0)
         justify: JustifyMethod = "left" if position == 0 else "right"

@@ -8,9 +8,9 @@ import torch
 
 from llm_neo.meter import StageMeter
 from llm_neo.progress import Bar, Progress
-from llm_neo.run_directory import MetricsLog, RunDirectory
+from llm_neo.run.directory import MetricsLog, RunDirectory
+from llm_neo.run.trackers import Tracker
 from llm_neo.runtime import Precision, release
-from llm_neo.trackers import Tracker
 from llm_neo.train import Logged
 
 

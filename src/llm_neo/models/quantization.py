@@ -1,7 +1,7 @@
 """The only module that says how few bits a frozen weight has: NF4 (QLoRA), int8 (LLM.int8) or none."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_neo.errors import InputError
 
@@ -57,7 +57,7 @@ def keep_weights_as_stored(model: "torch.nn.Module") -> int:
     Returns:
         The number of 4-bit layers in `model`.
     """
-    layers = [layer for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
     return len(layers)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llm_neo.errors import InputError
 from llm_neo.intervals import PairedDifference
 from llm_neo.meter import StageMeter
-from llm_neo.run_directory import RunDirectory
+from llm_neo.run.directory import RunDirectory
 
 SCHEMA_VERSION = 1
 
@@ -58,17 +58,13 @@ class TeacherRecord(ScoredModel):
     """The teacher as it was measured and taught, that is, quantised."""
 
     quantization: str
-    way: str = Field(
-        "classifier", description="fine_tune, adapter, prompt, or classifier: fine-tuned already"
-    )
+    way: str = Field("classifier", description="fine_tune, adapter, prompt, or classifier: fine-tuned already")
 
 
 class StudentRecord(ScoredModel):
     """The student after the last step."""
 
-    base: str = Field(
-        description='what its adapter belongs to: "base" = the folder student/base, or a hub id'
-    )
+    base: str = Field(description='what its adapter belongs to: "base" = the folder student/base, or a hub id')
     trainable_parameters: Count
     total_parameters: Count
     trainable_share: Fraction
@@ -146,9 +142,7 @@ class RunRecord(Record):
     student: StudentRecord
     best: BestRecord
     loss: LossRecord
-    retention: float | None = Field(
-        description="student / teacher accuracy; null = the teacher is never right"
-    )
+    retention: float | None = Field(description="student / teacher accuracy; null = the teacher is never right")
     paired_difference: PairedDifference
     evaluations: tuple[EvaluationRecord, ...] = Field(min_length=1, description="the last is on all rows")
     stages: dict[str, StageRecord] = Field(description="data, teacher, targets, train, evaluate")

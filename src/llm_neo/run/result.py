@@ -12,7 +12,7 @@ from llm_neo.files import explained, write_json_atomically, write_text_atomicall
 from llm_neo.inference import BASE_FOLDER
 from llm_neo.intervals import paired_difference
 from llm_neo.recipe import Recipe
-from llm_neo.run_record import (
+from llm_neo.run.record import (
     BestRecord,
     Environment,
     EvaluationRecord,
@@ -23,8 +23,8 @@ from llm_neo.run_record import (
     StudentRecord,
     TeacherRecord,
 )
+from llm_neo.run.setting import Setting
 from llm_neo.runtime import versions
-from llm_neo.setting import Setting
 from llm_neo.student_stage import Learnt, Student
 from llm_neo.teacher_stage import Taught
 
@@ -155,7 +155,13 @@ def _notes(result: Result) -> tuple[str, ...]:
 def _predictions(result: Result) -> str:
     """Teacher's and student's logits of each validation row, a JSON line each."""
     lines = [
-        {"id": row.id, "text": row.text, "label": row.label, "teacher_logits": teacher, "student_logits": student}
+        {
+            "id": row.id,
+            "text": row.text,
+            "label": row.label,
+            "teacher_logits": teacher,
+            "student_logits": student,
+        }
         for row, teacher, student in zip(
             result.data.validation.rows,
             result.teacher_NC.tolist(),

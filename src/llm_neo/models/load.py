@@ -12,10 +12,14 @@ import torch
 
 from llm_neo import tasks
 from llm_neo.errors import InputError
-from llm_neo.quantization import Quantization, keep_weights_as_stored, quantization_config
+from llm_neo.models.quantization import Quantization, keep_weights_as_stored, quantization_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_SHOWN_CHARACTERS = 250
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,26 @@ class LoadedModel:
     parameters: int
 
     @property
+    def resident_bytes(self) -> int:
+        """Bytes of the weights where they lie, the constants of quantised ones included."""
+        states = [getattr(parameter, "quant_state", None) for parameter in self.model.parameters()]
+        constants = [tensor for state in states if state is not None for tensor in _constants(state)]
+        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers(), *constants)}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    @property
     def layers(self) -> int:
         """Decoder layers."""
         return int(self.model.config.num_hidden_layers)
+
+
+def _constants(state: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a bitsandbytes quantisation state: scales, and with double quantisation the scales of these."""
+    for value in vars(state).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+    if getattr(state, "nested", False):
+        yield from _constants(state.state2)
 
 
 @contextmanager
@@ -78,18 +99,28 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _named_failures(spec: str) -> Iterator[None]:
-    """Turn what the loaders raise for a bad model folder into one sentence that names the model."""
-    from safetensors import SafetensorError
+def named_failures(what: str) -> Iterator[None]:
+    """Turn what the loaders raise for a bad model folder into one sentence that begins with `what`.
 
+    Raises:
+        InputError: whatever they raised, but for the system's own errors and a lack of memory.
+    """
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or getattr(error, "errno", None) is not None:
+    except Exception as error:  # of four libraries; the tokenizers' is no more than an Exception
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) is not None:
             raise
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"the model {spec} cannot be loaded: {first[0]}") from error
+        raise InputError(f"{what} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a loader says, and what to do."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
+    if "custom code" in said:
+        return "it needs code of its own; read that code, and set runtime.trust_remote_code=true if you trust it"
+    said = said if len(said) <= _SHOWN_CHARACTERS else f"{said[:_SHOWN_CHARACTERS]}..."
+    return f"{said}; check its files, or choose another model"
 
 
 def load_config(folder: Path, spec: str, trust_remote_code: bool) -> "PretrainedConfig":
@@ -100,8 +131,9 @@ def load_config(folder: Path, spec: str, trust_remote_code: bool) -> "Pretrained
     """
     from transformers import AutoConfig
 
-    with _named_failures(spec):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with named_failures(f"the model {spec}"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return config
 
 
 def is_classifier(config: "PretrainedConfig") -> bool:
@@ -119,14 +151,18 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    with _named_failures(spec):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
-    if len(tokenizer) > config.vocab_size:
+    # Without one, transformers may make up a tokenizer of three tokens.
+    if not trust_remote_code and not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        raise InputError(f"the model {spec} has no tokenizer; put the files of its tokenizer into its folder")
+    with named_failures(f"the tokenizer of {spec}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    embeddings = getattr(config.get_text_config(), "vocab_size", None)
+    if embeddings is None:
+        raise InputError(f"the model {spec} reads no text (it is a {config.model_type}); choose a language model")
+    if len(tokenizer) > embeddings:
         raise InputError(
-            f"the tokenizer of {spec} has {len(tokenizer)} tokens but the model only {config.vocab_size} "
-            "embeddings; they do not belong together"
+            f"the tokenizer of {spec} has {len(tokenizer)} tokens but the model only {embeddings} embeddings; they do "
+            "not belong together: put the model's own tokenizer into its folder"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -138,10 +174,15 @@ def load_tokenizer(
 
 
 def _load_weights(
-    auto_class: type[Any], folder: Path, spec: str, config: "PretrainedConfig", where: Placement, trust_remote_code: bool
+    auto_class: type[Any],
+    folder: Path,
+    spec: str,
+    config: "PretrainedConfig",
+    where: Placement,
+    trust_remote_code: bool,
 ) -> tuple["PreTrainedModel", set[str]]:
     """The model in evaluation mode, frozen, and the names of the tensors that the files lack."""
-    with _named_failures(spec):
+    with named_failures(f"the model {spec}"):
         model, report = auto_class.from_pretrained(
             folder,
             config=config,
@@ -189,7 +230,7 @@ def load_classifier(
     config.label2id = {name: index for index, name in enumerate(classes)}
     config.pad_token_id = tokenizer.pad_token_id
     model, missing = _load_weights(tasks.model_class(), folder, spec, config, where, trust_remote_code)
-    tasks.check_head(model)
+    tasks.check_head(model, spec)
     fresh = {name for name in missing if name.startswith(f"{tasks.HEAD}.")}
     _refuse_incomplete(spec, missing - fresh)
     head = getattr(model, tasks.HEAD)
@@ -221,6 +262,6 @@ def load_language_model(
 def _refuse_incomplete(spec: str, missing: set[str]) -> None:
     if missing:
         raise InputError(
-            f"the files of {spec} lack {len(missing)} tensors of the model, for instance {sorted(missing)[0]}; "
-            "they would be random: download the model again or choose another"
+            f"the files of {spec} lack {len(missing)} tensors of the model or have them in another shape, for instance "
+            f"{sorted(missing)[0]}; they would be random: download the model again or choose another"
         )

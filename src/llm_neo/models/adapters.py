@@ -1,5 +1,4 @@
-"""The few weights that learn: LoRA adapters and the head on a frozen base, or every weight; how they are counted,
-saved and restored."""
+"""The few weights that learn: LoRA adapters and the head, or every weight; counted, saved and restored."""
 
 import difflib
 import json
@@ -12,7 +11,7 @@ import torch
 
 from llm_neo import tasks
 from llm_neo.errors import InputError
-from llm_neo.models import quiet
+from llm_neo.models.load import quiet
 from llm_neo.recipe.tree import Lora
 
 if TYPE_CHECKING:
@@ -48,11 +47,11 @@ def add_adapters(model: "PreTrainedModel", lora: Lora, seed: int) -> "PeftModel"
     """
     from peft import LoraConfig, get_peft_model
 
-    _refuse_unmatched(model, lora.targets)
+    check_targets(model, lora.targets)
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by the rank; any number does
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         modules_to_save=[tasks.HEAD],
@@ -72,7 +71,17 @@ def open_all_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
-def _refuse_unmatched(model: "PreTrainedModel", targets: str | Sequence[str]) -> None:
+def check_targets(model: "PreTrainedModel", targets: str | Sequence[str], key: str = "lora") -> None:
+    """Refuse a target that names no linear layer; peft itself only minds where none of them does.
+
+    Args:
+        model: a classifier of transformers, its weights loaded or not.
+        targets: module names, or "all-linear".
+        key: of the recipe, that the targets are from.
+
+    Raises:
+        InputError: a target that names no linear layer of the model.
+    """
     if isinstance(targets, str):
         return
     backbone = getattr(model, model.base_model_prefix)
@@ -83,7 +92,7 @@ def _refuse_unmatched(model: "PreTrainedModel", targets: str | Sequence[str]) ->
         near = difflib.get_close_matches(unmatched[0], known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"lora.targets: {', '.join(unmatched)} matches no linear layer of the model; {hint}"
+            f"{key}.targets: {', '.join(unmatched)} matches no linear layer of the model; {hint}"
             f"it has {', '.join(known)}"
         )
 
@@ -129,9 +138,11 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no {name}; give a folder that peft's save_pretrained wrote")
     try:
-        config: dict[str, object] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / CONFIG_FILE} is no valid JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / CONFIG_FILE} is no JSON object; save the adapter again")
     return config
 
 
@@ -164,7 +175,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     for parameter in adapted.parameters():
         parameter.requires_grad_(False)
     _head_parameters_to_float32(adapted, saved)
-    return cast("PeftModel", adapted.eval())
+    return adapted.eval()
 
 
 def _refuse_headless(saved: dict[str, torch.Tensor], folder: Path) -> None:
@@ -213,5 +224,9 @@ def save_adapter(adapted: "PeftModel", folder: Path, base_name: str, revision: s
     config.base_model_name_or_path = base_name
     written = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     written |= {"base_model_name_or_path": base_name, "revision": revision}
+    # peft writes them as sets, in any order, the head twice.
+    for names in ("target_modules", "modules_to_save"):
+        if isinstance(written[names], list):
+            written[names] = sorted(set(written[names]))
     (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "README.md").unlink(missing_ok=True)

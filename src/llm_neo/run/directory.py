@@ -3,17 +3,17 @@
 A folder without `run.json` is not a finished run: that file is written last, atomically.
 """
 
-import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llm_neo.errors import InputError
 from llm_neo.files import explained, is_temporary, write_json_atomically
-from llm_neo.metrics_log import MetricsLog
+from llm_neo.run.metrics_log import MetricsLog
 
-__all__ = ["MetricsLog", "RunDirectory", "prepare", "reopen", "write_json_atomically"]
+__all__ = ["MetricsLog", "RunDirectory", "abandon", "prepare", "reopen", "write_json_atomically"]
 
 OWN_NAMES = frozenset(
     {
@@ -120,15 +120,28 @@ def reopen(path: str | Path) -> RunDirectory:
     if run.run_json.exists():
         raise InputError(f"the run in {run.path} is finished; there is nothing to resume")
     if not run.recipe.is_file():
-        raise InputError(
-            f"{run.path} holds no run: it has no recipe.yaml; name the folder of an interrupted run"
-        )
+        raise InputError(f"{run.path} holds no run: it has no recipe.yaml; name the folder of an interrupted run")
     return run
+
+
+def abandon(run: RunDirectory) -> None:
+    """Remove a run that ended before it computed anything, so that the next attempt may have its folder."""
+    # A failure to clean up must not hide why the run ended.
+    with suppress(OSError):
+        made = [run.recipe, run.metrics]
+        if {entry.name for entry in run.path.iterdir()} <= {path.name for path in made} and not _has_content(run.metrics):
+            for path in made:
+                path.unlink(missing_ok=True)
+            run.path.rmdir()
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _entries(run: RunDirectory) -> list[str]:
     if run.path.is_dir():
-        return sorted(os.listdir(run.path))
+        return sorted(entry.name for entry in run.path.iterdir())
     if run.path.exists():
         raise InputError(f"output {run.path} is a file; choose a folder that is empty or does not exist yet")
     return []

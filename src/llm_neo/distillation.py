@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,19 +12,19 @@ from llm_neo.assets import ModelSource, resolve_model
 from llm_neo.data import load_data
 from llm_neo.errors import InputError
 from llm_neo.files import write_text_atomically
-from llm_neo.metrics_log import MetricsLog
-from llm_neo.models import load_config
+from llm_neo.models.check import check_model
 from llm_neo.progress import Progress, SilentProgress
 from llm_neo.recipe import Recipe, check_environment, dump_recipe, load_recipe
-from llm_neo.result import Result, write_result
-from llm_neo.run_directory import RunDirectory, prepare, reopen
-from llm_neo.run_record import RunRecord
+from llm_neo.run.directory import RunDirectory, abandon, prepare, reopen
+from llm_neo.run.metrics_log import MetricsLog
+from llm_neo.run.record import RunRecord
+from llm_neo.run.result import Result, write_result
+from llm_neo.run.setting import CountedProgress, Setting
+from llm_neo.run.trackers import open_trackers
 from llm_neo.runtime import select_device, select_precision
-from llm_neo.setting import CountedProgress, Setting
 from llm_neo.student_stage import learn, load_student
 from llm_neo.teacher import fingerprint
 from llm_neo.teacher_stage import Taught, teach
-from llm_neo.trackers import open_trackers
 
 
 def distill(recipe: Recipe, progress: Progress | None = None, *, overwrite: bool = False) -> RunRecord:
@@ -46,7 +47,11 @@ def distill(recipe: Recipe, progress: Progress | None = None, *, overwrite: bool
     check_environment(recipe)
     run = prepare(recipe.output, overwrite=overwrite)
     write_text_atomically(run.recipe, dump_recipe(recipe))
-    return _run(recipe, run, progress or SilentProgress())
+    try:
+        return _run(recipe, run, progress or SilentProgress())
+    except InputError:
+        abandon(run)
+        raise
 
 
 def resume(path: Path, progress: Progress | None = None) -> RunRecord:
@@ -91,7 +96,8 @@ def _setting(recipe: Recipe, run: RunDirectory, shown: Progress) -> Iterator[Set
 def _limit_memory(gib: float, device: torch.device) -> None:
     if device.type != "cuda":
         raise InputError(
-            f"runtime.memory_limit_gib: {gib:g} limits a GPU's memory, but the run is on the {device.type}; set it to null"
+            f"runtime.memory_limit_gib: {gib:g} limits a GPU's memory, but "
+            f"the run is on the {device.type}; set it to null"
         )
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
@@ -99,12 +105,16 @@ def _limit_memory(gib: float, device: torch.device) -> None:
 
 def _sources(recipe: Recipe, setting: Setting) -> tuple[ModelSource, ModelSource]:
     """Teacher's and student's files, fetched; that both are what they should be is known before a weight loads."""
-    sources = []
-    for spec in (recipe.teacher.model, recipe.student.model):
-        source = resolve_model(spec, setting.progress)
-        load_config(source.folder, spec, recipe.runtime.trust_remote_code)
-        sources.append(source)
-    return sources[0], sources[1]
+    limit, trusted = recipe.data.max_length_tokens, recipe.runtime.trust_remote_code
+    check = partial(check_model, max_length_tokens=limit, trust_remote_code=trusted)
+    teacher = resolve_model(recipe.teacher.model, setting.progress)
+    tuned = recipe.teacher.fine_tune.lora if recipe.teacher.fine_tune else None
+    lora = ("teacher.fine_tune.lora", tuned) if tuned else None
+    check(teacher.folder, teacher.spec, prompted=recipe.teacher.prompt is not None, lora=lora)
+    student = resolve_model(recipe.student.model, setting.progress)
+    lora = ("student.lora", recipe.student.lora) if recipe.student.lora else None
+    check(student.folder, student.spec, layers=recipe.student.layers, lora=lora)
+    return teacher, student
 
 
 def _identity(recipe: Recipe, taught: Taught, sources: tuple[ModelSource, ModelSource]) -> str:

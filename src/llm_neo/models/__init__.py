@@ -1,0 +1,1 @@
+"""Pretrained decoders: loaded whole or not at all, quantised, cut, adapted."""
