@@ -34,6 +34,7 @@ def test_help_answers_in_under_three_tenths_of_a_second() -> None:
         assert ended.returncode == 0
     for command in (
         "distill",
+        "fetch",
         "recipes",
         "validate",
         "evaluate",

@@ -15,7 +15,6 @@ import torch
 from assets_builders import tiny_gguf, tiny_vocabulary
 from tiny import GOOD, tiny_llama, tiny_tokenizer, toy_file, toy_sentences
 from tiny_runs import (
-    MAX_LENGTH_TOKENS,
     PAIRS,
     cached_on_the_hub,
     edit_json,
@@ -43,7 +42,7 @@ TRAINED_ON, LATER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 
 RUNS = {
     "cut": ("student.layers=[0, 2]",),
-    "gguf": ("student.model=tiny.gguf",),
+    "gguf": ("student.model=tiny.gguf", "data.max_length_tokens=24"),
     "folder": (),
     "hub": ("student.model=owner/tiny",),
     "full": ("student.lora=null", "train.learning_rate=1e-3"),
@@ -150,20 +149,20 @@ def test_the_saved_tokenizer_gives_the_ids_of_the_run(folder: Path, plain: dict[
     run = folder / f"run-{name}"
     texts, _ = recorded(run)
     saved = AutoTokenizer.from_pretrained(run / "student")
-    assert saved.model_max_length == MAX_LENGTH_TOKENS
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    limit = recipe.data.max_length_tokens
+    assert saved.model_max_length == limit
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("LLM_NEO_CACHE", str(folder / "cache"))
-        source = folder / resolve_model(load_recipe(str(run / "recipe.yaml")).student.model).folder
-    used = load_tokenizer(source, "used", load_config(source, "used", False), MAX_LENGTH_TOKENS, False)
+        source = folder / resolve_model(recipe.student.model).folder
+    used = load_tokenizer(source, "used", load_config(source, "used", False), limit, False)
     columns = [list(column) for column in zip(*texts, strict=True)]
     assert used(*columns)["input_ids"] == plain[name]["ids"]
-    rows = encode(used, [""] * len(texts), [tuple(text) for text in texts], MAX_LENGTH_TOKENS)
+    rows = encode(used, [""] * len(texts), [tuple(text) for text in texts], limit)
     assert 0 < rows.truncated < len(texts)
     cut = saved(*columns, truncation=True)["input_ids"]
-    assert [list(rows[row]) for row in range(len(rows))] == [
-        ids[:-1] if name == "closing" else ids for ids in cut
-    ]
+    assert [list(rows[row]) for row in range(len(rows))] == [ids[:-1] if name == "closing" else ids for ids in cut]
 
 
 def test_ids_are_those_that_can_be_counted_by_hand(folder: Path) -> None:

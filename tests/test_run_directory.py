@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_neo.errors import InputError
-from llm_neo.run.directory import OWN_NAMES, RunDirectory, prepare, reopen
+from llm_neo.run.directory import OWN_NAMES, RunDirectory, abandon, prepare, reopen
 
 
 def old_run(folder: Path, *, finished: bool) -> Path:
@@ -121,7 +121,7 @@ def test_an_interrupted_overwrite_leaves_no_finished_run(tmp_path: Path, monkeyp
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llm_neo.run_directory.shutil.rmtree", killed)
+    monkeypatch.setattr("llm_neo.run.directory.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(run, overwrite=True)
     assert not (run / "run.json").exists()
@@ -167,3 +167,21 @@ def test_nothing_else_is_reopened(tmp_path: Path) -> None:
         reopen(old_run(tmp_path / "run", finished=True))
     with pytest.raises(InputError, match=r"holds no run: it has no recipe\.yaml"):
         reopen(tmp_path / "absent")
+
+
+def test_a_run_that_computed_nothing_leaves_nothing(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run")
+    run.recipe.write_text("output: run\n")
+    run.metrics.touch()
+    abandon(run)
+    assert not run.path.exists()
+    abandon(run)
+
+
+def test_a_run_that_computed_something_stays(tmp_path: Path) -> None:
+    for name, content in (("metrics.jsonl", "{}\n"), ("notes.txt", ""), ("run.json", "{}")):
+        run = prepare(tmp_path / name)
+        run.recipe.write_text("output: run\n")
+        (run.path / name).write_text(content)
+        abandon(run)
+        assert sorted(entry.name for entry in run.path.iterdir()) == sorted(["recipe.yaml", name])

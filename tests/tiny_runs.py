@@ -16,13 +16,11 @@ from tiny import BAD, GOOD, NEUTRAL, tiny_llama, toy_file
 from llm_neo.distillation import distill
 from llm_neo.recipe import load_recipe
 
-MAX_LENGTH_TOKENS = 8
-"""Shorter than some of the texts."""
 RECIPE = """
 data:
   train: {source: train.tsv, text: sentence, label: label}
   validation: {source: validation.csv, text: sentence, label: label}
-  max_length_tokens: 8
+  max_length_tokens: 8  # shorter than some of the texts
 teacher: {model: llama, quantization: none, gate: warn}
 student: {model: llama, lora: {rank: 4, alpha: 16, targets: [q_proj, v_proj]}}
 train: {learning_rate: 1.0e-2, evaluate_every_steps: null, checkpoint_every_steps: null}

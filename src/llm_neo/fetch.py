@@ -52,8 +52,8 @@ def fetch(recipe: Recipe, progress: Progress | None = None) -> tuple[Fetched, ..
             resolve_model(spec, watched)
         else:
             fetch_source(named[keys[0]], watched)
-        here = "local" if Path(spec).expanduser().exists() else "cached"
-        fetched.append(Fetched(spec, keys, "fetched" if watched.told else here))
+        local = Path(spec).expanduser().exists()
+        fetched.append(Fetched(spec, keys, "fetched" if watched.told else "local" if local else "cached"))
     return tuple(fetched)
 
 

@@ -104,7 +104,9 @@ def resolve_model(spec: str, progress: Progress | None = None) -> ModelSource:
     if _looks_like_path(spec):
         raise InputError(f"the model folder or file {spec} is not there{_nearest(path)}")
     if hub is None:
-        raise InputError(f"{spec!r} is neither a local folder, nor a .gguf file, nor a hub id owner/name[@revision]")
+        raise InputError(
+            f"{spec!r} is neither a local folder, nor a .gguf file, nor a hub id owner/name[@revision]; correct it"
+        )
     folder, commit = fetch_hub_model(hub["repository"], hub["revision"], progress)
     _check_model_folder(folder, spec)
     fingerprint = hashlib.sha256(f"{hub['repository']}\n{commit}".encode()).hexdigest()
@@ -167,9 +169,11 @@ def _check_model_folder(folder: Path, spec: str) -> None:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         held = f"only pickled weights ({', '.join(pickles[:3])})" if pickles else "no weights"
+        remedy = (
+            "load it once where you trust it and save it again with save_pretrained" if pickles else "fetch it again"
+        )
         raise InputError(
-            f"the folder {spec} holds {held}, but a model needs *.safetensors, which cannot run code; load"
-            " it once where you trust it and save it again with save_pretrained"
+            f"the folder {spec} holds {held}, but a model needs *.safetensors, which cannot run code; {remedy}"
         )
     missing = [name for name in _shards(folder) if not (folder / name).is_file()]
     if missing:

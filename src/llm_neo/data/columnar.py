@@ -31,7 +31,7 @@ def read_parquet(path: Path, source: str, wanted: Sequence[str], columns: tuple[
             positions(wanted, file.schema_arrow.names, source)
             table = file.read(columns=list(wanted))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{source} cannot be read as Parquet: {shown(str(error))}") from error
+        raise InputError(f"{source} cannot be read as Parquet ({shown(str(error).strip())}); write it again") from error
     return from_arrow(table, source, wanted, _class_names(table.schema.metadata or {}))
 
 

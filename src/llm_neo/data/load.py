@@ -135,7 +135,7 @@ def _text(cell: object, column: str, table: Table, number: int) -> str:
         text = cell.strip()
         if text and is_text(text):
             return text
-    reason = "must be a string"
+    reason = "must be a string; write it as one, or name another column"
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         reason = "is empty; fill it in, or delete the row"
     elif isinstance(cell, str):
@@ -188,5 +188,6 @@ def _refuse_one_class(rows: list[Row], source: _Source, classes: Classes) -> Non
     if len(seen) == 1:
         only = classes.names[next(iter(seen))]
         raise InputError(
-            f"{source.spec}: every label in column {column} is {shown(only)}; training needs at least two classes"
+            f"{source.spec}: every label in column {column} is {shown(only)}; training needs at least two classes: "
+            "add rows of another, or name another column"
         )

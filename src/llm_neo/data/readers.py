@@ -61,7 +61,9 @@ def read_json(path: Path, source: str, wanted: Sequence[str], columns: Columns) 
         items = _JSON.decode(text)
     except json.JSONDecodeError as error:
         near = text[error.pos : error.pos + 100]
-        raise InputError(f"{source}, line {error.lineno}: invalid JSON ({error.msg}) at {shown(near)}") from error
+        raise InputError(
+            f"{source}, line {error.lineno}: invalid JSON ({error.msg}) at {shown(near)}; it must be a list of objects"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: invalid JSON ({error}); it must be a list of objects") from error
     table = Table(source, "row", tuple(wanted), [])
@@ -164,7 +166,7 @@ def _from_objects(items: Iterable[tuple[int, object]], table: Table) -> Table:
     seen: dict[str, None] = {}
     for number, item in items:
         if not isinstance(item, dict):
-            raise InputError(f"{table.at(number)}: {shown(item)} is not a JSON object")
+            raise InputError(f"{table.at(number)}: {shown(item)} is not a JSON object; correct or remove it")
         seen.update(dict.fromkeys(item))
         table.records.append((number, tuple([item.get(name) for name in table.columns])))
     if not table.records:

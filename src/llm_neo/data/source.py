@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from llm_neo.data.columnar import read_parquet
@@ -68,8 +69,10 @@ def _hub(source: TextSource) -> HubId | None:
 
 def _file(spec: str, progress: Progress) -> Path:
     suffix = _suffix(spec)
-    if Path(spec).is_dir():
-        raise InputError(f"{spec} is a folder; name one file in it ({', '.join(READERS)})")
+    # Of a name that is too long for a path the system does not say that it is no folder; it refuses to look.
+    with suppress(OSError):
+        if Path(spec).is_dir():
+            raise InputError(f"{spec} is a folder; name one file in it ({', '.join(READERS)})")
     if suffix not in READERS:
         raise InputError(_unknown(spec, suffix))
     from llm_neo.assets import resolve_file

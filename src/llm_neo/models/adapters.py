@@ -168,9 +168,13 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         _refuse_headless(saved, folder)
         with quiet():
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} is damaged ({error}); save or copy the adapter again") from error
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the adapter in {folder} does not fit this model: {first}") from error
+        raise InputError(
+            f"the adapter in {folder} does not fit this model: {first}; give one that was trained on it"
+        ) from error
     _refuse_misfit(adapted, saved, folder)
     for parameter in adapted.parameters():
         parameter.requires_grad_(False)

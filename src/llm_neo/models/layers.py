@@ -32,8 +32,8 @@ def select_layers(model: "PreTrainedModel", layers: int | Sequence[int] | None) 
     backbone = getattr(model, model.base_model_prefix)
     if not hasattr(backbone, "layers"):
         raise InputError(
-            f"student.layers: the layers of a {type(model).__name__} cannot be chosen here; set it to null, or choose a "
-            "decoder such as Llama, Qwen, Mistral or SmolLM"
+            f"student.layers: the layers of a {type(model).__name__} cannot be chosen here; set it to null, or "
+            "choose a decoder such as Llama, Qwen, Mistral or SmolLM"
         )
     available = len(backbone.layers)
     kept = list(range(layers)) if isinstance(layers, int) else list(layers)

@@ -119,6 +119,8 @@ def _reason(error: Exception) -> str:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
     if "custom code" in said:
         return "it needs code of its own; read that code, and set runtime.trust_remote_code=true if you trust it"
+    # A KeyError says no more than the key.
+    said = f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said
     said = said if len(said) <= _SHOWN_CHARACTERS else f"{said[:_SHOWN_CHARACTERS]}..."
     return f"{said}; check its files, or choose another model"
 
@@ -228,6 +230,8 @@ def load_classifier(
     tokenizer = load_tokenizer(folder, spec, config, max_length_tokens, trust_remote_code)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
+    # A regression model as the base would make `pipeline` show its logits as they are.
+    config.problem_type = "single_label_classification"
     config.pad_token_id = tokenizer.pad_token_id
     model, missing = _load_weights(tasks.model_class(), folder, spec, config, where, trust_remote_code)
     tasks.check_head(model, spec)

@@ -89,7 +89,7 @@ class _Reader:
         """The plain value of a node and of all below it."""
         self._nodes += 1
         if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
-            raise DocumentError("nested too deep or too long for a recipe", node.start_mark)
+            raise DocumentError("nested too deep or too long for a recipe; shorten it", node.start_mark)
         kind = str(node.tag).removeprefix(_CORE)
         if isinstance(node, MappingNode) and kind == "map":
             return self._mapping(node, depth)

@@ -129,7 +129,9 @@ def abandon(run: RunDirectory) -> None:
     # A failure to clean up must not hide why the run ended.
     with suppress(OSError):
         made = [run.recipe, run.metrics]
-        if {entry.name for entry in run.path.iterdir()} <= {path.name for path in made} and not _has_content(run.metrics):
+        if {entry.name for entry in run.path.iterdir()} <= {path.name for path in made} and not _has_content(
+            run.metrics
+        ):
             for path in made:
                 path.unlink(missing_ok=True)
             run.path.rmdir()

@@ -16,9 +16,8 @@ from llm_neo.run.record import RunRecord
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """How far rounding alone may move a logit, relative to the largest one (at least 1).
 
-About 1000 and 13 units in the last place of sums of size 1: float32 sums pass tens of layers in another order;
-bfloat16 rounds weights and activations of each layer, products are summed in float32. A wrong or missing adapter moves
-logits by their own size.
+Measured on 872 rows with 20 layers of SmolLM2-135M: in float32 a merge moves logits by 2e-6 of the largest, in bfloat16,
+whose weights and activations have 8 bits, by 0.03; an adapter that is lost by 0.4.
 """
 
 
