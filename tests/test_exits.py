@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import llm_neo
 from llm_neo.errors import InputError, NonFiniteError, RecipeError, ResourceError, TeacherGateError
@@ -39,6 +40,11 @@ SOURCE = str(Path(llm_neo.__file__).parents[1])
             "error: the disk is full while writing runs/x; free some space and run again",
         ),
         (OSError(errno.EDQUOT, "quota"), 5, "error: the disk is full; free some space and run again"),
+        (
+            SafetensorError(f"Error while serializing: I/O error: No space left (os error {errno.ENOSPC})"),
+            5,
+            "error: the disk is full; free some space and run again",
+        ),
     ],
 )
 def test_a_foreseen_end_has_its_code_and_one_message(error: BaseException, code: int, message: str) -> None:

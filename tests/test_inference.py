@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from assets_builders import tiny_gguf, tiny_vocabulary
-from tiny import GOOD, tiny_llama, tiny_tokenizer, toy_file, toy_sentences
+from tiny import GOOD, tiny_llama, toy_sentences
 from tiny_runs import (
     PAIRS,
     cached_on_the_hub,

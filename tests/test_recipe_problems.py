@@ -259,7 +259,7 @@ def test_a_fault_of_the_data_is_one_sentence(data: dict[str, Any], sentence: str
         ("temperature=4", "temperature: unknown key; did you mean loss.temperature?"),
         ("train.temperature=4", "train.temperature: unknown key; did you mean loss.temperature?"),
         ("temprature=4", "temprature: unknown key; did you mean loss.temperature?"),
-        ("seed=1", "seed: unknown key; did you mean train.seed?"),
+        ("seed=1", "seed: unknown key; did you mean teacher.fine_tune.seed or train.seed?"),
         (
             "teacher.epochs=1",
             "teacher.epochs: unknown key; did you mean teacher.fine_tune.epochs or train.epochs?",

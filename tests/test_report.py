@@ -274,7 +274,7 @@ class TestModelCard:
         assert "## Results on 872 validation rows" in text
         assert "No measurable loss against the teacher" in text
         assert "cut after 128 tokens" in text
-        assert "LoRA of rank 4, alpha 8, dropout 0.1 on q_proj, k_proj, v_proj" in text
+        assert "LoRA of rank 4, alpha 8, dropout 0 on q_proj, k_proj, v_proj" in text
         assert "T = 2" in text
         assert "- 1 epoch of steps of 16 rows" in text
 
@@ -292,7 +292,7 @@ class TestModelCard:
             student=student(model="/home/ada/secret/Base", base="/home/ada/secret/Base", layers=None),
         )
         text = model_card(record, private)
-        assert "ada" not in text
+        assert "/home" not in text and "secret" not in text
         assert "learnt from Big." in text
         assert "# The base is the folder Base of the machine that trained" in text
         assert "on all-linear" in text

@@ -74,8 +74,9 @@ def outcome_of(error: BaseException) -> Outcome:
             f"error: out of memory: {_first_line(error)}; lower train.micro_batch_size, "
             "teacher.fine_tune.micro_batch_size or data.max_length_tokens, or use a smaller model",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
+    if _is_disk_full(error):
+        filename = getattr(error, "filename", None)
+        where = f" while writing {filename}" if filename else ""
         return Outcome(ResourceError.exit_code, f"error: the disk is full{where}; free some space and run again")
     return Outcome(
         LlmNeoError.exit_code,
@@ -116,6 +117,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
         kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
         for kind in type(error).__mro__
     )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether the disk or the user's share of it is full; safetensors tells the system's number in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    said = str(error) if type(error).__name__ == "SafetensorError" else ""
+    return any(f"(os error {number})" in said for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _first_line(error: BaseException) -> str:
