@@ -75,7 +75,7 @@ def _convert(path: Path, folder: Path, progress: Progress) -> None:
         with _quiet():
             tokenizer = _load_tokenizer(path)
             model = _load_model(path)
-    except (ValueError, NotImplementedError, KeyError, ImportError) as error:
+    except (ValueError, NotImplementedError, KeyError, AttributeError, ImportError) as error:
         raise InputError(
             f"transformers cannot read the GGUF file {path} ({error}); name the model by its hub id or a"
             " folder with safetensors instead"
