@@ -61,7 +61,7 @@ def test_a_packed_batch_holds_the_chosen_texts_end_to_end() -> None:
     batch = packed_batch(rows_of(2, 3, 1), np.array([2, 1]))
     assert batch.input_ids.tolist() == [[20, 10, 11, 12]]
     assert batch.position_ids is not None and batch.position_ids.tolist() == [[0, 0, 1, 2]]
-    assert batch.segment_ids is not None and batch.segment_ids.tolist() == [0, 1, 1, 1]
+    assert batch.segments is not None and batch.segments.query_starts.tolist() == [0, 1, 4]
     assert batch.last_token.tolist() == [0, 3] and batch.rows.tolist() == [2, 1] and batch.tokens == 4
 
 

@@ -5,13 +5,13 @@ Shapes: N texts of a split, T tokens, B texts of a batch, R rows of a batch as t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from llm_neo.errors import InputError
+from llm_neo.models.attention import Segments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,14 +53,14 @@ class Batch:
     Attributes:
         input_ids: (R, T) int64.
         position_ids: (R, T) int64, each token's place in its own text; None = one whole text a row.
-        segment_ids: (T,) int64, which text of the batch a token belongs to; None = one whole text a row.
+        segments: which tokens belong to one text (R = 1); None = one whole text a row.
         last_token: (B,) int64, each text's last token in the R * T flattened ones.
         rows: (B,) int64, which text of the split each is.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor | None
-    segment_ids: torch.Tensor | None
+    segments: Segments | None
     last_token: torch.Tensor
     rows: torch.Tensor
 
@@ -71,26 +71,23 @@ class Batch:
 
     def attention_mask(self) -> torch.Tensor | None:
         """Block-diagonal causal mask, (1, 1, T, T) booleans: a token sees its own text up to itself."""
-        if self.segment_ids is None:
+        if self.segments is None:
             return None
-        place_T = torch.arange(len(self.segment_ids), device=self.segment_ids.device)
-        same_text = self.segment_ids[:, None] == self.segment_ids[None, :]
+        place_T = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        segment_T = torch.bucketize(place_T, self.segments.query_starts[1:], right=True)
+        same_text = segment_T[:, None] == segment_T[None, :]
         return (same_text & (place_T[:, None] >= place_T[None, :]))[None, None]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        move = partial(_move, device=device)
+        positions = self.position_ids
         return Batch(
             input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=move(self.position_ids),
-            segment_ids=move(self.segment_ids),
+            position_ids=None if positions is None else positions.to(device, non_blocking=True),
+            segments=None if self.segments is None else self.segments.to(device),
             last_token=self.last_token.to(device, non_blocking=True),
             rows=self.rows.to(device, non_blocking=True),
         )
-
-
-def _move(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
 def encode(
@@ -156,10 +153,11 @@ def packed_batch(rows: TokenRows, chosen: "NDArray[np.int64]") -> Batch:
     segment = np.repeat(np.arange(len(chosen)), lengths)
     position = np.arange(len(segment)) - starts[segment]
     tokens = rows.tokens[rows.offsets[chosen][segment] + position]
+    edges = torch.from_numpy(np.concatenate([starts, [len(segment)]]).astype(np.int32))
     return Batch(
         input_ids=torch.from_numpy(tokens)[None],
         position_ids=torch.from_numpy(position)[None],
-        segment_ids=torch.from_numpy(segment),
+        segments=Segments(edges, edges, int(lengths.max()), int(lengths.max())),
         last_token=torch.from_numpy(starts + lengths - 1),
         rows=torch.from_numpy(np.ascontiguousarray(chosen)),
     )

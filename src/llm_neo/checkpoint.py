@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,17 @@ class TrainingState:
     loss_steps: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, step: int, figures: StepFigures, seconds: float) -> None:
-        """Count one step."""
-        self.step, self.seconds = step, seconds
-        self.tokens += figures.tokens
-        for name in _SUMMED:
-            self.window[name] += getattr(figures, name)
-        self.window_steps += 1
-        self.loss_sum += figures.loss
-        self.loss_steps += 1
+    def add(self, steps: Sequence[StepFigures], seconds: float) -> None:
+        """Count some steps, the last of which ended `seconds` after the run began."""
+        self.seconds = seconds
+        for figures in steps:
+            self.step += 1
+            self.tokens += figures.tokens
+            for name in _SUMMED:
+                self.window[name] += getattr(figures, name)
+            self.window_steps += 1
+            self.loss_sum += figures.loss
+            self.loss_steps += 1
 
     def pop_mean(self) -> StepFigures:
         """Mean figures (tokens: their sum) of the steps since the last call."""
@@ -100,6 +103,7 @@ class CheckpointStore:
                 "identity": self.identity,
                 "sha256": file_sha256(stage / TENSORS_FILE),
                 "scheduler": {key: value for key, value in scheduler.state_dict().items() if _is_plain(value)},
+                "learning_rates": [float(group["lr"]) for group in optimizer.param_groups],
                 "state": asdict(state),
             }
             (stage / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
@@ -127,8 +131,11 @@ class CheckpointStore:
         tensors = load_file(newest / TENSORS_FILE)
         _scatter(tensors, model, optimizer)
         scheduler.load_state_dict({**scheduler.state_dict(), **document["scheduler"]})
-        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        for group, rate in zip(optimizer.param_groups, document["learning_rates"], strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         return TrainingState(**document["state"])
 
     def newest(self) -> Path | None:

@@ -6,7 +6,8 @@ Shapes: B texts of a micro-batch, C classes.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -40,12 +41,52 @@ class StepFigures:
     tokens: int
 
 
-@dataclass(frozen=True)
+class NonFiniteStepError(NonFiniteError):
+    """A step met a NaN or an infinity; the weights are those before it.
+
+    Attributes:
+        micro_batches: of that step.
+        before: figures of the steps since the last read that came before it.
+    """
+
+    def __init__(self, figures: StepFigures, micro_batches: Sequence[Batch], before: Sequence[StepFigures]) -> None:
+        """Name the first term that is not finite."""
+        named = {
+            "loss": figures.loss,
+            "hard loss": figures.hard_loss,
+            "soft loss": figures.soft_loss,
+            "gradient": figures.gradient_norm,
+        }
+        name = next((name for name, value in named.items() if not math.isfinite(value)), "loss")
+        super().__init__(
+            f"the {name} is {named[name]}; the weights are those before this step: lower the learning rate, "
+            "or try runtime.precision=float32"
+        )
+        self.micro_batches, self.before = list(micro_batches), list(before)
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine: queue a step, and later read what the steps measured."""
+
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+    @property
+    def full(self) -> bool:
+        """Whether `read` should come before the next step."""
+
+    def step(self, micro_batches: Sequence[Batch]) -> None:
+        """Take one step, or queue it."""
+
+    def read(self) -> list[StepFigures]:
+        """Figures of every step since the last call."""
+
+
+@dataclass
 class PlainEngine:
     """Forward, loss, backward, clip, update, one kernel after the other.
 
     Attributes:
-        model: its trainable parameters are the optimizer's.
         forward: logits (B, C) of a batch.
         objective: losses of each row.
         optimizer: over the trainable parameters.
@@ -53,9 +94,9 @@ class PlainEngine:
         max_gradient_norm: None = no clipping.
         autocast_dtype: arithmetic of a model whose weights are kept in float32; None = as the weights are.
         device: where the model is.
+        full: reading costs nothing here, so every step may be read at once.
     """
 
-    model: torch.nn.Module
     forward: Forward
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -63,12 +104,14 @@ class PlainEngine:
     max_gradient_norm: float | None
     autocast_dtype: torch.dtype | None
     device: torch.device
+    full: bool = True
+    _unread: list[StepFigures] = field(default_factory=list)
 
-    def step(self, micro_batches: Sequence[Batch]) -> StepFigures:
+    def step(self, micro_batches: Sequence[Batch]) -> None:
         """Take one step; the loss is divided by the rows of the whole step, so its split changes nothing.
 
         Raises:
-            NonFiniteError: the loss or a gradient is NaN or infinite; no parameter was changed.
+            NonFiniteStepError: the loss or a gradient is NaN or infinite; no parameter was changed.
             ResourceError: the device is out of memory.
         """
         rows = sum(len(batch.rows) for batch in micro_batches)
@@ -79,17 +122,21 @@ class PlainEngine:
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm or math.inf)
         except torch.OutOfMemoryError as error:
             self.optimizer.zero_grad(set_to_none=True)
-            largest = max(len(batch.rows) for batch in micro_batches)
-            raise ResourceError(
-                f"the device has no memory for {largest} rows ({max(b.tokens for b in micro_batches)} tokens) at once; "
-                f"set micro_batch_size to {max(1, largest // 2)} (the result stays the same)"
-            ) from error
-        loss, hard, soft, gradient_norm = torch.cat([sums / rows, norm.detach()[None].to(sums)]).tolist()
-        self._refuse_non_finite({"loss": loss, "hard loss": hard, "soft loss": soft, "gradient": gradient_norm})
+            raise out_of_memory(micro_batches) from error
+        measured = torch.cat([sums / rows, norm.detach()[None].to(sums)]).tolist()
+        figures = StepFigures(*measured, learning_rate, sum(batch.tokens for batch in micro_batches))
+        if not all(map(math.isfinite, measured)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteStepError(figures, micro_batches, self.read())
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepFigures(loss, hard, soft, gradient_norm, learning_rate, sum(b.tokens for b in micro_batches))
+        self._unread.append(figures)
+
+    def read(self) -> list[StepFigures]:
+        """Figures of every step since the last call."""
+        unread, self._unread = self._unread, []
+        return unread
 
     def _accumulate(self, batch: Batch, rows: int) -> torch.Tensor:
         """Add this micro-batch's share of the gradient; returns the sums of its losses, (3,)."""
@@ -105,11 +152,11 @@ class PlainEngine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
-    def _refuse_non_finite(self, terms: dict[str, float]) -> None:
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if bad:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(
-                f"the {bad[0]} is {terms[bad[0]]}; the weights are those before this step: lower the learning rate, "
-                "or try runtime.precision=float32"
-            )
+
+def out_of_memory(micro_batches: Sequence[Batch]) -> ResourceError:
+    """What to say where these do not fit in the device's memory."""
+    largest = max(len(batch.rows) for batch in micro_batches)
+    return ResourceError(
+        f"the device has no memory for {largest} rows ({max(b.tokens for b in micro_batches)} tokens) at once; "
+        f"set micro_batch_size to {max(1, largest // 2)} (the result stays the same)"
+    )

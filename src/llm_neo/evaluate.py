@@ -4,7 +4,7 @@ Shapes: N texts, C classes.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,19 +12,31 @@ import torch
 from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, equal_length_batches
 from llm_neo.errors import NonFiniteError, ResourceError
+from llm_neo.models.fused import FusedClassifier, unsupported
 from llm_neo.progress import Progress, SilentProgress
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 """Where scoring is fastest: more tokens leave the caches of a CPU, fewer leave a GPU waiting for weights."""
 
+EngineName = Literal["auto", "plain", "captured"]
+"""The recipe's `runtime.engine`."""
+
 Forward = Callable[[Batch], torch.Tensor]
 """Logits (B, C) of a batch."""
 
 
-def classifier_forward(model: torch.nn.Module) -> Forward:
-    """How a classifier of transformers, with or without adapters of peft, answers a batch."""
+def classifier_forward(model: torch.nn.Module, engine: EngineName = "auto") -> Forward:
+    """How a classifier of transformers, with or without adapters of peft, answers a batch.
+
+    Args:
+        model: the classifier.
+        engine: "plain" = by the modules of transformers and peft; else by `models.fused`, which reads the same
+            weights, where it knows the model.
+    """
     from peft import PeftModel
 
+    if engine != "plain" and unsupported(model) is None:
+        return FusedClassifier(model)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
 
     def forward(batch: Batch) -> torch.Tensor:

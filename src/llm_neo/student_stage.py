@@ -15,6 +15,7 @@ from llm_neo.batching import TokenRows, encode
 from llm_neo.checkpoint import CheckpointStore
 from llm_neo.data import Dataset, Split
 from llm_neo.engine import Objective
+from llm_neo.engines import EngineUsed
 from llm_neo.evaluate import classifier_forward, score_rows, select_rows
 from llm_neo.losses import RowLosses, distillation_loss
 from llm_neo.metrics import Scores
@@ -78,12 +79,14 @@ class Learnt:
         evaluations: rows of the evaluation table, the last step's included, as `run.json` has them.
         sample_rows: validation rows of the evaluations before the last.
         truncated: training and validation texts that lost their end.
+        engine: which one took the steps.
     """
 
     final: Evaluation
     evaluations: tuple[dict[str, Any], ...]
     sample_rows: int
     truncated: int
+    engine: EngineUsed
 
 
 def load_student(recipe: Recipe, classes: tuple[str, ...], source: ModelSource, setting: Setting) -> Student:
@@ -145,11 +148,13 @@ def learn(
         progress=setting.progress,
         label="student training",
         store=CheckpointStore(setting.run.checkpoints / "student", identity),
+        engine=recipe.runtime.engine,
     )
     student.model.eval()
     final = judge.evaluate(None)
     last = judge.table_row(result.steps, float(recipe.train.epochs), result.training_loss, final)
-    return Learnt(final, (*result.evaluations, last), judge.sample_rows, tokens.truncated + judge.validation.truncated)
+    truncated = tokens.truncated + judge.validation.truncated
+    return Learnt(final, (*result.evaluations, last), judge.sample_rows, truncated, result.engine)
 
 
 def train_settings(section: Train) -> TrainSettings:
@@ -200,7 +205,7 @@ class Judge:
         self._sample = np.sort(draw[: self.sample_rows]).astype(np.int64)
         self._labels_N = torch.tensor([row.label for row in data.validation.rows])
         self._teacher_NC = targets.of([row.id for row in data.validation.rows])
-        self._student, self._setting = student, setting
+        self._student, self._setting, self._engine = student, setting, recipe.runtime.engine
         self._classes, self._temperature = len(data.classes), recipe.loss.temperature
 
     def midway(self, step: int, epoch: float, training_loss: float) -> dict[str, Any]:
@@ -213,7 +218,7 @@ class Judge:
         rows = self.validation if chosen is None else select_rows(self.validation, chosen)
         place = slice(None) if chosen is None else torch.from_numpy(chosen)
         with self._setting.measure("evaluate"):
-            forward = classifier_forward(self._student.model)
+            forward = classifier_forward(self._student.model, self._engine)
             logits_NC = score_rows(forward, rows, self._setting.device, self._setting.progress, label="evaluation")
         teacher_NC = self._teacher_NC[place]
         return Evaluation(

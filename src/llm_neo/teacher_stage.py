@@ -167,6 +167,7 @@ def _fine_tuned(
         progress=setting.progress,
         label="teacher fine-tuning",
         store=CheckpointStore(setting.run.checkpoints / "teacher", key),
+        engine=recipe.runtime.engine,
     )
     model.eval().requires_grad_(False)
     with staged_folder(folder) as stage:

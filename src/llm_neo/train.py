@@ -10,11 +10,11 @@ import torch
 
 from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
 from llm_neo.checkpoint import CheckpointStore, TrainingState
-from llm_neo.engine import Objective, PlainEngine, StepFigures
+from llm_neo.engine import Engine, NonFiniteStepError, Objective, StepFigures
+from llm_neo.engines import EngineUsed, choose_engine
 from llm_neo.errors import NonFiniteError
-from llm_neo.evaluate import classifier_forward
-from llm_neo.models.adapters import trainable_parameters
-from llm_neo.progress import Progress
+from llm_neo.evaluate import EngineName
+from llm_neo.progress import Bar, Progress
 from llm_neo.runtime import seed_everything
 
 if TYPE_CHECKING:
@@ -82,12 +82,14 @@ class TrainResult:
         tokens: tokens that went through the model, evaluations not counted.
         training_loss: mean since the last evaluation.
         evaluations: what the listener returned, in order.
+        engine: which one took the steps.
     """
 
     steps: int
     tokens: int
     training_loss: float
     evaluations: tuple[dict[str, Any], ...]
+    engine: EngineUsed
 
 
 def train(
@@ -102,6 +104,7 @@ def train(
     progress: Progress,
     label: str,
     store: CheckpointStore | None = None,
+    engine: EngineName = "auto",
 ) -> TrainResult:
     """Train the model's trainable parameters; it stays in training mode.
 
@@ -116,47 +119,88 @@ def train(
         progress: shows the bar.
         label: the bar's name.
         store: where the state is saved to every `checkpoint_every_steps` and continued from; None = nowhere.
+        engine: the recipe's `runtime.engine`.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; the step, the term and the rows are named.
+        InputError: the recipe asks for the captured engine and it cannot take this model; the reason is named.
     """
     seed_everything(settings.seed)
     total = settings.steps(len(rows))
-    engine = _engine(model, objective, settings, total, device, autocast_dtype)
-    state = TrainingState()
-    if store is not None:
-        state = store.restore(model, engine.optimizer, engine.scheduler) or state
+    chosen = choose_engine(
+        model,
+        objective,
+        settings,
+        total_steps=total,
+        longest_text=int(rows.lengths.max()),
+        device=device,
+        autocast_dtype=autocast_dtype,
+        wanted=engine,
+    )
+    progress.say(f"{label}: {chosen.used} engine" + (f" ({chosen.reason})" if chosen.reason else ""))
+    loop = _Loop(chosen.engine, rows, settings, total, listener, store)
     model.train()
-    clock = time.monotonic() - state.seconds
     with progress.bar(label, total, "steps") as bar:
+        state = loop.run(model, bar)
+    return TrainResult(total, state.tokens, state.pop_training_loss(), tuple(state.evaluations), chosen.used)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The parts of a run that do not change from step to step."""
+
+    engine: Engine
+    rows: TokenRows
+    settings: TrainSettings
+    total: int
+    listener: Listener
+    store: CheckpointStore | None
+
+    def run(self, model: torch.nn.Module, bar: Bar) -> TrainingState:
+        """All steps that the newest checkpoint has not behind it."""
+        engine, state = self.engine, TrainingState()
+        if self.store is not None:
+            state = self.store.restore(model, engine.optimizer, engine.scheduler) or state
         bar.advance(state.step)
-        for step, batches in _schedule(rows, settings, state.step):
-            figures = _named(engine, step, batches, rows)
-            state.add(step, figures, time.monotonic() - clock)
-            bar.advance(1, loss=figures.loss, tokens=figures.tokens)
-            if step % settings.log_every_steps == 0 or step == total:
-                listener.log(Logged(step, state.pop_mean(), state.seconds))
-            if _due(step, settings.evaluate_every_steps, total):
-                epoch = step / total * settings.epochs
-                state.evaluations.append(listener.evaluate(step, epoch, state.pop_training_loss()))
-                model.train()
-            if store is not None and _due(step, settings.checkpoint_every_steps, total):
-                store.save(model, engine.optimizer, engine.scheduler, state)
-    return TrainResult(total, state.tokens, state.pop_training_loss(), tuple(state.evaluations))
+        clock = time.monotonic() - state.seconds
+        for step, batches in _schedule(self.rows, self.settings, state.step):
+            self._named(lambda batches=batches: engine.step(batches), state, clock)
+            if engine.full or self._is_due(step):
+                figures = self._named(engine.read, state, clock)
+                state.add(figures, time.monotonic() - clock)
+                bar.advance(len(figures), loss=figures[-1].loss, tokens=sum(f.tokens for f in figures))
+                self._tell(step, model, state)
+        return state
 
+    def _is_due(self, step: int) -> bool:
+        """Whether the host needs the figures of the steps so far."""
+        every = (self.settings.log_every_steps, self.settings.evaluate_every_steps)
+        saves = self.settings.checkpoint_every_steps if self.store is not None else None
+        return step == self.total or any(n is not None and step % n == 0 for n in (*every, saves))
 
-def _due(step: int, every: int | None, total: int) -> bool:
-    return every is not None and step % every == 0 and step < total
+    def _tell(self, step: int, model: torch.nn.Module, state: TrainingState) -> None:
+        """Log, evaluate and save what is due after `step`."""
+        settings, last = self.settings, step == self.total
+        if step % settings.log_every_steps == 0 or last:
+            self.listener.log(Logged(step, state.pop_mean(), state.seconds))
+        if last:
+            return
+        if settings.evaluate_every_steps and step % settings.evaluate_every_steps == 0:
+            epoch = step / self.total * settings.epochs
+            state.evaluations.append(self.listener.evaluate(step, epoch, state.pop_training_loss()))
+            model.train()
+        if self.store is not None and settings.checkpoint_every_steps and step % settings.checkpoint_every_steps == 0:
+            self.store.save(model, self.engine.optimizer, self.engine.scheduler, state)
 
-
-def _named(engine: PlainEngine, step: int, batches: list[Batch], rows: TokenRows) -> StepFigures:
-    """One step; a failure names the step and its rows."""
-    try:
-        return engine.step(batches)
-    except NonFiniteError as error:
-        ids = [rows.ids[row] for batch in batches for row in batch.rows.tolist()]
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise NonFiniteError(f"step {step}: {error} (rows {shown})") from error
+    def _named(self, act: Callable[[], Any], state: TrainingState, clock: float) -> Any:
+        """Do it; a failure names the step and its rows."""
+        try:
+            return act()
+        except NonFiniteStepError as error:
+            state.add(error.before, time.monotonic() - clock)
+            ids = [self.rows.ids[row] for batch in error.micro_batches for row in batch.rows.tolist()]
+            shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+            raise NonFiniteError(f"step {state.step + 1}: {error} (rows {shown})") from error
 
 
 def _schedule(rows: TokenRows, settings: TrainSettings, done: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -172,42 +216,3 @@ def _schedule(rows: TokenRows, settings: TrainSettings, done: int) -> Iterator[t
 def _micro_batches(rows: TokenRows, chosen: "NDArray[np.int64]", size: int | None) -> list[Batch]:
     size = size or len(chosen)
     return [packed_batch(rows, chosen[start : start + size]) for start in range(0, len(chosen), size)]
-
-
-def _engine(
-    model: torch.nn.Module,
-    objective: Objective,
-    settings: TrainSettings,
-    total_steps: int,
-    device: torch.device,
-    autocast_dtype: torch.dtype | None,
-) -> PlainEngine:
-    from transformers import get_scheduler
-
-    groups = _decay_groups(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=device.type == "cuda")
-    scheduler = get_scheduler(
-        settings.schedule,
-        optimizer,
-        num_warmup_steps=math.floor(settings.warmup_fraction * total_steps),
-        num_training_steps=total_steps,
-    )
-    return PlainEngine(
-        model=model,
-        forward=classifier_forward(model),
-        objective=objective,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        max_gradient_norm=settings.max_gradient_norm,
-        autocast_dtype=autocast_dtype,
-        device=device,
-    )
-
-
-def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay pulls matrices alone; gains and biases keep theirs."""
-    parameters = trainable_parameters(model)
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
-    groups: list[dict[str, object]] = [{"params": matrices, "weight_decay": weight_decay}]
-    return [*groups, {"params": vectors, "weight_decay": 0.0}] if vectors else groups

@@ -61,3 +61,8 @@ def keep_weights_as_stored(model: "torch.nn.Module") -> int:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
     return len(layers)
+
+
+def waits_for_host(model: "torch.nn.Module") -> bool:
+    """Whether a product of the model looks at values on the host, as LLM.int8's search for outliers does."""
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())

@@ -36,8 +36,6 @@ def _missing_packages(recipe: Recipe) -> Iterator[str]:
         yield (
             "trackers: tensorboard is not installed here; pip install 'llm-neo[tensorboard]', or take it off the list"
         )
-    if recipe.runtime.engine == "captured":
-        yield "runtime.engine: captured is not in this version; choose auto or plain"
 
 
 def _missing_files(recipe: Recipe) -> Iterator[str]:

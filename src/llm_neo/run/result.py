@@ -98,7 +98,7 @@ def run_record(result: Result) -> RunRecord:
             device=str(setting.device),
             precision=str(setting.precision.dtype).removeprefix("torch."),
             precision_reason=setting.precision.reason,
-            engine="plain",
+            engine=result.learnt.engine,
             versions=versions(),
         ),
         fingerprints={

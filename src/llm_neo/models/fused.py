@@ -1,0 +1,234 @@
+"""The decoder of the Llama family over packed texts, with nothing computed that the answer does not need.
+
+It reads the very tensors of a model of transformers (with or without peft's LoRA), so training one trains the other;
+q, k and v are one product, gate and up another, and the last layer computes queries, their output and its MLP only
+for the tokens that are pooled.
+
+Shapes: T tokens, S segments, W hidden width, H heads of queries, G heads of keys and values, D their width, C classes.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_neo import tasks
+from llm_neo.models.attention import PackedAttention, Segments, has_packed_kernel
+from llm_neo.models.projection import Projection, joined, project
+
+FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
+"""Backbones of transformers with this arithmetic."""
+
+
+class Norm(NamedTuple):
+    """A root-mean-square norm: gain (W,) and what keeps it from dividing by 0."""
+
+    gain: Tensor
+    epsilon: float
+
+
+class Layer(NamedTuple):
+    """One decoder layer.
+
+    Attributes:
+        before_attention: norm of the attention's input.
+        keys_values: of all tokens; the queries come first, but for the last layer.
+        queries: of the last layer, which needs them for the pooled tokens alone; None in the others.
+        head_norms: of each head's queries and keys (Qwen3), or None.
+        output: of the attention.
+        before_mlp: norm of the MLP's input.
+        gate_up: the MLP's first product.
+        down: its second.
+    """
+
+    before_attention: Norm
+    keys_values: Projection
+    queries: Projection | None
+    head_norms: tuple[Norm, Norm] | None
+    output: Projection
+    before_mlp: Norm
+    gate_up: Projection
+    down: Projection
+
+
+class Heads(NamedTuple):
+    """H, G, D and what scores are multiplied by."""
+
+    queries: int
+    keys: int
+    width: int
+    scale: float
+
+
+def unsupported(model: nn.Module) -> str | None:
+    """Why a classifier cannot be computed in this form; None = it can."""
+    try:
+        FusedClassifier(model)
+    except NotImplementedError as reason:
+        return str(reason)
+    return None
+
+
+class FusedClassifier:
+    """Class logits of packed texts; callable as `evaluate.Forward`.
+
+    Attributes:
+        training: whether LoRA's dropout is on: the model's own mode.
+    """
+
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
+        """Read the model's tensors.
+
+        Args:
+            model: a classifier of transformers, with or without peft's LoRA.
+            compiled: let torch.compile fuse what lies between the matrix products; once for all layers.
+
+        Raises:
+            NotImplementedError: the model computes something else; the message says what.
+        """
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        backbone = getattr(base, base.base_model_prefix)
+        _refuse_other_arithmetic(backbone)
+        self._model, self._backbone, self._head = base, backbone, getattr(base, tasks.HEAD)
+        attention = backbone.layers[0].self_attn
+        width = attention.head_dim
+        self._heads = Heads(
+            backbone.config.num_attention_heads, backbone.config.num_key_value_heads, width, attention.scaling
+        )
+        last = len(backbone.layers) - 1
+        self._layers = [_layer(layer, is_last=index == last) for index, layer in enumerate(backbone.layers)]
+        self._norm = _norm(backbone.norm)
+        self._before, self._after = before_attention, after_attention
+        if compiled and all(layer.output.weight is not None for layer in self._layers):
+            self._before, self._after = (torch.compile(function) for function in (before_attention, after_attention))
+
+    @property
+    def training(self) -> bool:
+        return bool(self._model.training)
+
+    def __call__(self, batch: Any) -> Tensor:
+        """float32 logits, (S, C), of a `Batch`: packed, or texts of one length."""
+        tokens_T = batch.input_ids.flatten()
+        segments, positions_T = batch.segments, batch.position_ids
+        if segments is None:
+            rows, length = batch.input_ids.shape
+            starts = torch.arange(rows + 1, dtype=torch.int32, device=tokens_T.device) * length
+            segments = Segments(starts, starts, length, length)
+            positions_T = torch.arange(length, device=tokens_T.device).repeat(rows)
+        return self.head(self.pooled(tokens_T, positions_T.flatten(), segments))
+
+    def head(self, pooled_SW: Tensor) -> Tensor:
+        """float32 logits, (S, C)."""
+        logits_SC: Tensor = self._head(pooled_SW.to(next(self._head.parameters()).dtype))
+        return logits_SC.float()
+
+    def pooled(self, tokens_T: Tensor, positions_T: Tensor, segments: Segments) -> Tensor:
+        """The last hidden state of each segment's last query, after the final norm, (S, W)."""
+        hidden_TW = self._backbone.embed_tokens(tokens_T)
+        cos, sin = (part[0][:, None] for part in self._backbone.rotary_emb(hidden_TW[None], positions_T[None]))
+        kernel = has_packed_kernel(hidden_TW.device, self._arithmetic(hidden_TW))
+        if self._before is not before_attention:
+            for tensor in (hidden_TW, cos, sin):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        keys = len(tokens_T) if segments.key_index is None else len(segments.key_index)
+        attention = PackedAttention(segments, len(tokens_T), keys, packed_kernel=kernel)
+        for layer in self._layers[:-1]:
+            q, k, v = self._before(hidden_TW, cos, sin, layer, self._heads, self.training)
+            out = attention(q, k, v, self._heads.scale)
+            if self._after is not after_attention:
+                torch._dynamo.maybe_mark_dynamic(hidden_TW, 0)
+                torch._dynamo.maybe_mark_dynamic(out, 0)
+            hidden_TW = self._after(hidden_TW, out, layer, self.training)
+        last_S = segments.query_starts[1:].long() - 1
+        ends = segments.last_queries()
+        attention = PackedAttention(ends, len(last_S), keys, packed_kernel=kernel)
+        q, k, v = before_last_attention(hidden_TW, last_S, cos, sin, self._layers[-1], self._heads, self.training)
+        out = attention(q, k, v, self._heads.scale)
+        hidden_SW = after_attention(hidden_TW[last_S], out, self._layers[-1], self.training)
+        return rms_norm(hidden_SW, self._norm)
+
+    def _arithmetic(self, hidden: Tensor) -> torch.dtype:
+        kind = hidden.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def before_attention(
+    x_TW: Tensor, cos: Tensor, sin: Tensor, layer: Layer, heads: Heads, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (T, H, D), keys and values (T, G, D) of a layer, the first two turned to their positions."""
+    joint = project(rms_norm(x_TW, layer.before_attention), layer.keys_values, training=training)
+    q, k, v = joint.view(len(x_TW), -1, heads.width).split([heads.queries, heads.keys, heads.keys], dim=1)
+    if layer.head_norms is None:
+        turned = rotated(joint.view(len(x_TW), -1, heads.width)[:, : heads.queries + heads.keys], cos, sin)
+        q, k = turned.split([heads.queries, heads.keys], dim=1)
+    else:
+        q, k = (rotated(rms_norm(part, n), cos, sin) for part, n in zip((q, k), layer.head_norms, strict=True))
+    # Under autocast positions are float32 and would widen the two.
+    return q.to(v.dtype), k.to(v.dtype), v
+
+
+def before_last_attention(
+    x_TW: Tensor, last_S: Tensor, cos: Tensor, sin: Tensor, layer: Layer, heads: Heads, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with queries for the tokens `last_S` alone, (S, H, D)."""
+    assert layer.queries is not None, "the last layer has its queries apart"
+    normed = rms_norm(x_TW, layer.before_attention)
+    k, v = project(normed, layer.keys_values, training=training).view(len(x_TW), -1, heads.width).chunk(2, dim=1)
+    q = project(normed[last_S], layer.queries, training=training).view(len(last_S), -1, heads.width)
+    if layer.head_norms is not None:
+        q, k = (rms_norm(part, norm) for part, norm in zip((q, k), layer.head_norms, strict=True))
+    return rotated(q, cos[last_S], sin[last_S]).to(v.dtype), rotated(k, cos, sin).to(v.dtype), v
+
+
+def after_attention(x_TW: Tensor, out_THD: Tensor, layer: Layer, training: bool) -> Tensor:
+    """What a layer makes of its attention's output: the next layer's input, (T, W)."""
+    x_TW = x_TW + project(out_THD.flatten(1), layer.output, training=training)
+    gate_up = project(rms_norm(x_TW, layer.before_mlp), layer.gate_up, training=training)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return x_TW + project(F.silu(gate) * up, layer.down, training=training)
+
+
+def rms_norm(x: Tensor, norm: Norm) -> Tensor:
+    """`gain * x / sqrt(mean(x^2) + epsilon)`, computed in float32 as transformers does (Zhang and Sennrich 2019)."""
+    precise = x.float()
+    scaled = precise * torch.rsqrt(precise.pow(2).mean(dim=-1, keepdim=True) + norm.epsilon)
+    return norm.gain * scaled.to(x.dtype)
+
+
+def rotated(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Rotary position embedding in the half-split layout of transformers (Su et al. 2021, section 3)."""
+    first, second = x_THD.chunk(2, dim=-1)
+    return x_THD * cos_T1D + torch.cat((-second, first), dim=-1) * sin_T1D
+
+
+def _layer(layer: Any, *, is_last: bool) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    three = (attention.q_proj, attention.k_proj, attention.v_proj)
+    head_norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+    return Layer(
+        before_attention=_norm(layer.input_layernorm),
+        keys_values=joined(three[1:] if is_last else three),
+        queries=joined(three[:1]) if is_last else None,
+        head_norms=head_norms,
+        output=joined([attention.o_proj]),
+        before_mlp=_norm(layer.post_attention_layernorm),
+        gate_up=joined([mlp.gate_proj, mlp.up_proj]),
+        down=joined([mlp.down_proj]),
+    )
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, float(module.variance_epsilon))
+
+
+def _refuse_other_arithmetic(backbone: Any) -> None:
+    config = backbone.config
+    if type(backbone).__name__ not in FAMILY:
+        raise NotImplementedError(f"a {type(backbone).__name__} is not of the Llama family")
+    if getattr(config, "hidden_act", None) != "silu":
+        raise NotImplementedError(f"the activation {getattr(config, 'hidden_act', None)} is not SiLU")
+    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
+        raise NotImplementedError("its attention looks at a sliding window")
+    if getattr(config, "attention_dropout", 0.0):
+        raise NotImplementedError("its attention has dropout")

@@ -1,0 +1,150 @@
+"""Linear layers that read the same input (q, k and v; gate and up) as one product, their LoRA branches as another.
+
+Shapes: T tokens, I input width, O output widths of the layers together, N layers, R rank.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Adapters(NamedTuple):
+    """The LoRA branches of N layers with one input; all have one rank, scale and dropout.
+
+    Attributes:
+        down: N matrices (R, I), lora_A.
+        up: N matrices (O_n, R), lora_B.
+        scale: alpha / rank.
+        dropout: share of the input's values that a branch does not see while training.
+    """
+
+    down: tuple[Tensor, ...]
+    up: tuple[Tensor, ...]
+    scale: float
+    dropout: float
+
+
+class Projection(NamedTuple):
+    """N layers with one input.
+
+    Attributes:
+        weight: (O, I), frozen; None = the layers are called one by one (quantised or trained ones).
+        bias: (O,) or None.
+        layers: the frozen layers themselves, where there is no joint weight.
+        adapters: their LoRA branches, or None.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    layers: tuple[Any, ...]
+    adapters: Adapters | None
+
+
+def joined(layers: Sequence[nn.Module]) -> Projection:
+    """The projection of some layers, plain or with peft's LoRA; frozen plain weights move into one matrix.
+
+    The layers' own weights become views of that matrix, so that nothing lies in memory twice.
+
+    Raises:
+        NotImplementedError: something that this form does not compute, named.
+    """
+    bases = tuple(_base(layer) for layer in layers)
+    adapters = _adapters(layers)
+    if not all(type(base) is nn.Linear and not base.weight.requires_grad for base in bases):
+        return Projection(None, None, bases, adapters)
+    return Projection(_one_matrix([base.weight for base in bases]), _one_bias(bases), (), adapters)
+
+
+def project(x_TI: Tensor, projection: Projection, *, training: bool) -> Tensor:
+    """All outputs side by side, (T, O)."""
+    if projection.weight is not None:
+        out_TO = F.linear(x_TI, projection.weight, projection.bias)
+    else:
+        outputs = [layer(x_TI) for layer in projection.layers]
+        out_TO = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return out_TO if projection.adapters is None else _adapted(x_TI, out_TO, projection.adapters, training)
+
+
+def _adapted(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -> Tensor:
+    """Add `scale * up(down(x))` of each layer to its outputs; the N branches are one small product each way."""
+    dtype = x_TI.dtype
+    if training and adapters.dropout > 0:
+        # Each branch drops values of its own, as its own layer of peft would.
+        kept_NTI = x_TI * keep_mask((len(adapters.down), *x_TI.shape), 1.0 - adapters.dropout, x_TI)
+        down_NRI = torch.stack(adapters.down).to(dtype)
+        low_TR = (kept_NTI @ down_NRI.transpose(1, 2)).transpose(0, 1).reshape(len(x_TI), -1)
+    else:
+        low_TR = F.linear(x_TI, torch.cat(adapters.down).to(dtype))
+    up_OR = adapters.up[0] if len(adapters.up) == 1 else torch.block_diag(*adapters.up)
+    return torch.addmm(out_TO, low_TR, up_OR.to(dtype).t(), alpha=adapters.scale)
+
+
+def keep_mask(shape: tuple[int, ...], keep: float, like: Tensor) -> Tensor:
+    """Inverted dropout's factors: 1 / keep with probability `keep`, else 0, in the dtype and on the device of `like`.
+
+    On a CPU a draw of 64 bits serves four values, since drawing is what costs there: the probability is then a
+    multiple of 2^-16, and the factor is its exact inverse.
+    """
+    if like.device.type != "cpu":
+        return F.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), 1.0 - keep, training=True)
+    size = math.prod(shape)
+    draws = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # type: ignore[call-overload]
+    kept = min(2**16 - 1, round(keep * 2**16))
+    is_kept = draws.view(torch.int16)[:size].view(shape) < kept - 2**15
+    return is_kept.to(like.dtype) * (2**16 / kept)
+
+
+def _one_matrix(weights: Sequence[Tensor]) -> Tensor:
+    """The weights, one below the other, in one block of memory that each of them becomes a view of."""
+    first, rows = weights[0].detach(), sum(len(weight) for weight in weights)
+    ends = [weight.data_ptr() + weight.numel() * weight.element_size() for weight in weights]
+    one_block = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    if one_block and all(weight.data_ptr() == end for weight, end in zip(weights[1:], ends, strict=False)):
+        # One weight, or an earlier call has moved them already.
+        return first.as_strided((rows, first.shape[1]), first.stride())
+    block = torch.cat([weight.detach() for weight in weights])
+    for weight, view in zip(weights, block.split([len(weight) for weight in weights]), strict=True):
+        weight.data = view
+    return block
+
+
+def _one_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    return torch.cat([bias.detach() for bias in biases])
+
+
+def _base(layer: nn.Module) -> Any:
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
+def _adapters(layers: Sequence[nn.Module]) -> Adapters | None:
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+    if not adapted:
+        return None
+    if len(adapted) < len(layers):
+        raise NotImplementedError("LoRA on some of the layers that share an input but not on all of them")
+    found = [_adapter(layer) for layer in adapted]
+    if len({(down.shape[0], scale, dropout) for down, _, scale, dropout in found}) > 1:
+        raise NotImplementedError("LoRA of several ranks, scales or dropouts on layers that share an input")
+    downs, ups, scales, dropouts = zip(*found, strict=True)
+    return Adapters(tuple(downs), tuple(ups), scales[0], dropouts[0])
+
+
+def _adapter(layer: Any) -> tuple[Tensor, Tensor, float, float]:
+    names = layer.active_adapters
+    if len(names) != 1 or layer.merged or layer.disable_adapters:
+        raise NotImplementedError("LoRA that is merged, switched off or several at once")
+    (name,) = names
+    if name in layer.lora_magnitude_vector or layer.lora_bias.get(name) or layer.lora_variant.get(name):
+        raise NotImplementedError("a variant of LoRA (DoRA or one with biases)")
+    dropout = layer.lora_dropout[name]
+    share = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), float(share)
