@@ -42,9 +42,11 @@ def _variants(options: Options, machine: dict[str, Any]) -> list[dict[str, Any]]
         began = time.monotonic()
         kind, found = _job(variant, options, machine)
         records.append(found if kind == "found" else failure(variant, setting.device, found))
+        add_ratios(records)
+        # At once, so that a command that runs out of time leaves what it measured.
+        _save(records, options.out / "bench.json")
         outcome = found if kind == "error" else f"{found['seconds_per_epoch']:,.1f} s an epoch"
         print(f"    {outcome}; measured in {time.monotonic() - began:.0f} s", flush=True)
-    add_ratios(records)
     return records
 
 
@@ -81,11 +83,15 @@ def _write(out: Path, records: list[dict[str, Any]], growth: dict[str, Any] | No
     from benchmarks.table import as_text
 
     text = as_text(records, growth, facts)
-    (out / "bench.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    _save(records, out / "bench.json")
     (out / "bench.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
     if any(line["seconds_per_epoch"] is not None for line in records):
         draw_bars(records, out / "bench.png")
     if growth is not None:
-        (out / "growth.json").write_text(json.dumps(growth, indent=2) + "\n", encoding="utf-8")
+        _save(growth, out / "growth.json")
         draw_growth(growth, out / "growth.png")
+
+
+def _save(results: Any, file: Path) -> None:
+    file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -165,7 +165,7 @@ RECIPES: Cases = [
         lambda b: b.changed("data.train.label=null", "data.classes=[negative, positive]", "teacher.fine_tune={}"),
         r"fine_tune: needs labelled rows; name data\.train\.label",
     ),
-    ("an engine of the future", lambda b: b.changed("runtime.engine=captured"), r"captured is not in.*choose auto or "),
+    ("an engine of the future", lambda b: b.changed("runtime.engine=instant"), r"runtime\.engine.*captured"),
 ]
 
 

@@ -88,10 +88,12 @@ def test_a_shown_recipe_is_a_file_to_begin_with(tmp_path: Path, capsys: pytest.C
 
 
 def test_validate_looks_at_the_machine_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", "quickstart", "runtime.engine=captured", "data.train.source=./gone.tsv"]) == 2
+    assert main(["validate", "quickstart", "student.model=./gone", "data.train.source=./gone.tsv"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("llm-neo: error: recipe quickstart has 2 problems:\n  runtime.engine: captured is not")
+    assert err.startswith(
+        "llm-neo: error: recipe quickstart has 2 problems:\n  student.model: ./gone does not exist here"
+    )
     assert "\n  data.train.source: ./gone.tsv does not exist here" in err
 
 

@@ -35,12 +35,6 @@ def test_a_tracker_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem.startswith("trackers: tensorboard is not installed here; pip install 'llm-neo[tensorboard]'")
 
 
-def test_the_captured_engine_is_refused() -> None:
-    assert problems("runtime.engine=captured") == (
-        "runtime.engine: captured is not in this version; choose auto or plain",
-    )
-
-
 def test_paths_that_do_not_exist_are_named_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = problems(
@@ -70,7 +64,7 @@ def test_paths_that_exist_and_hub_ids_pass(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_origin_is_named(tmp_path: Path) -> None:
-    recipe = load_recipe("quickstart", ["runtime.engine=captured"])
+    recipe = load_recipe("quickstart", ["data.train.source=./gone.tsv"])
     with pytest.raises(RecipeError, match=r"^recipe mine.yaml has 1 problem:"):
         check_environment(recipe, "mine.yaml")
     with pytest.raises(RecipeError, match=r"^recipe for runs/quickstart has 1 problem:"):

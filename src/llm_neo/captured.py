@@ -25,13 +25,13 @@ _WARM_UPS = 2
 
 
 def bucket(tokens: int) -> int:
-    """The smallest bucket that holds `tokens`: steps of an eighth of the size, at least 64, so at most 12 % too long."""
+    """The smallest bucket that holds `tokens`: multiples of 64 or of an eighth of the size, whichever is more."""
     step = _bucket_step(tokens)
     return -(-tokens // step) * step
 
 
 def _bucket_step(tokens: int) -> int:
-    return max(64, 2 ** (max(tokens - 1, 1).bit_length() - 4))
+    return max(64, 1 << max(0, (tokens - 1).bit_length() - 4))
 
 
 class CapturedEngine:
@@ -121,7 +121,7 @@ class CapturedEngine:
         host = torch.cat([self._log[: len(self._pending)].flatten(), self._first_bad.float()]).tolist()
         first_bad, width = int(host.pop()), len(_FIGURES)
         figures = [
-            StepFigures(*host[index * width : (index + 1) * width], tokens=tokens)
+            StepFigures(**dict(zip(_FIGURES, host[index * width :], strict=False)), tokens=tokens)
             for index, (_, tokens) in enumerate(self._pending)
         ]
         pending, self._pending = self._pending, []

@@ -124,7 +124,9 @@ class PlainEngine:
             self.optimizer.zero_grad(set_to_none=True)
             raise out_of_memory(micro_batches) from error
         measured = torch.cat([sums / rows, norm.detach()[None].to(sums)]).tolist()
-        figures = StepFigures(*measured, learning_rate, sum(batch.tokens for batch in micro_batches))
+        loss, hard, soft, gradient_norm = measured
+        tokens = sum(batch.tokens for batch in micro_batches)
+        figures = StepFigures(loss, hard, soft, gradient_norm, learning_rate, tokens)
         if not all(map(math.isfinite, measured)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteStepError(figures, micro_batches, self.read())

@@ -15,26 +15,39 @@ from llm_neo.models.fused import unsupported
 from llm_neo.models.quantization import waits_for_host
 
 EngineUsed = Literal["plain", "fused", "captured"]
-"""plain = the modules of transformers and peft; fused = `models.fused`, op by op; captured = the same as CUDA graphs."""
+"""plain = modules of transformers and peft; fused = `models.fused`, op by op; captured = the same as CUDA graphs."""
 
 
 class StepSettings(Protocol):
     """What the choice needs of `train.TrainSettings`, which says what each means."""
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Rows of one optimizer step."""
+
     @property
-    def micro_batch_size(self) -> int | None: ...
+    def micro_batch_size(self) -> int | None:
+        """Rows of one forward; None = all."""
+
     @property
-    def learning_rate(self) -> float: ...
+    def learning_rate(self) -> float:
+        """Before the schedule."""
+
     @property
-    def weight_decay(self) -> float: ...
+    def weight_decay(self) -> float:
+        """Of matrices."""
+
     @property
-    def schedule(self) -> str: ...
+    def schedule(self) -> str:
+        """Its name in transformers."""
+
     @property
-    def warmup_fraction(self) -> float: ...
+    def warmup_fraction(self) -> float:
+        """Share of the steps, 0 to 1."""
+
     @property
-    def max_gradient_norm(self) -> float | None: ...
+    def max_gradient_norm(self) -> float | None:
+        """None = no clipping."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ def choose_engine(
     used, reason = _decide(model, device, wanted)
     optimizer = _optimizer(model, settings, device, captured=used == "captured")
     scheduler = _scheduler(optimizer, settings, total_steps)
-    forward = classifier_forward(model, "plain" if used == "plain" else "captured")
+    forward = classifier_forward(model, "plain" if used == "plain" else "captured", compiled=used == "captured")
     if used != "captured":
         plain = PlainEngine(
             forward, objective, optimizer, scheduler, settings.max_gradient_norm, autocast_dtype, device
@@ -139,9 +152,10 @@ def _scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     from transformers import get_scheduler
 
-    return get_scheduler(
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
         settings.schedule,
         optimizer,
         num_warmup_steps=math.floor(settings.warmup_fraction * total_steps),
         num_training_steps=total_steps,
     )
+    return scheduler

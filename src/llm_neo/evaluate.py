@@ -12,7 +12,7 @@ import torch
 from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, equal_length_batches
 from llm_neo.errors import NonFiniteError, ResourceError
-from llm_neo.models.fused import FusedClassifier, unsupported
+from llm_neo.models.fused import FusedClassifier, can_compile, unsupported
 from llm_neo.progress import Progress, SilentProgress
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
@@ -25,18 +25,19 @@ Forward = Callable[[Batch], torch.Tensor]
 """Logits (B, C) of a batch."""
 
 
-def classifier_forward(model: torch.nn.Module, engine: EngineName = "auto") -> Forward:
+def classifier_forward(model: torch.nn.Module, engine: EngineName = "auto", *, compiled: bool = False) -> Forward:
     """How a classifier of transformers, with or without adapters of peft, answers a batch.
 
     Args:
         model: the classifier.
         engine: "plain" = by the modules of transformers and peft; else by `models.fused`, which reads the same
             weights, where it knows the model.
+        compiled: let PyTorch compile it where it can; worth it for many batches of a few sizes.
     """
     from peft import PeftModel
 
     if engine != "plain" and unsupported(model) is None:
-        return FusedClassifier(model)
+        return FusedClassifier(model, compiled=compiled and can_compile())
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
 
     def forward(batch: Batch) -> torch.Tensor:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -164,7 +165,7 @@ class _Loop:
         bar.advance(state.step)
         clock = time.monotonic() - state.seconds
         for step, batches in _schedule(self.rows, self.settings, state.step):
-            self._named(lambda batches=batches: engine.step(batches), state, clock)
+            self._named(partial(engine.step, batches), state, clock)
             if engine.full or self._is_due(step):
                 figures = self._named(engine.read, state, clock)
                 state.add(figures, time.monotonic() - clock)

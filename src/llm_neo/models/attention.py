@@ -7,6 +7,7 @@ segment, H heads of queries, G heads of keys and values (H is a multiple of G), 
 import inspect
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -49,14 +50,16 @@ class Segments:
 class PackedAttention:
     """Attention over some segments, its geometry worked out once for all layers of a model.
 
-    On CUDA in half precision PyTorch's packed flash kernel; elsewhere each segment is a row of a padded rectangle and
-    the products are plain batched ones, which at the lengths of sentences is faster on a CPU than its flash kernel.
+    On CUDA in half precision a packed kernel: `models.short_attention`, or PyTorch's flash for long texts. Elsewhere
+    each segment is a row of a padded rectangle and the products are plain batched ones, which at the lengths of
+    sentences is faster on a CPU than its flash kernel.
     """
 
     def __init__(self, segments: Segments, queries: int, keys: int, *, packed_kernel: bool) -> None:
         """Prepare for `queries` = Q and `keys` = K; `packed_kernel` as `has_packed_kernel` says."""
         self._segments = segments
         self._packed = packed_kernel
+        self._short = packed_kernel and max(segments.longest_query, segments.longest_key) <= _longest_short()
         if not packed_kernel:
             self._places = _places(segments, queries, keys)
 
@@ -65,6 +68,8 @@ class PackedAttention:
         index = self._segments.key_index
         if self._packed:
             k_KGD, v_KGD = (k_TGD, v_TGD) if index is None else (k_TGD[index], v_TGD[index])
+            if self._short:
+                return _short(q_QHD, k_KGD, v_KGD, self._segments, scale)
             return _varlen(q_QHD, k_KGD, v_KGD, self._segments, scale)
         return self._padded(q_QHD, k_TGD, v_TGD, scale)
 
@@ -72,9 +77,9 @@ class PackedAttention:
         places, (_, heads, width) = self._places, q_QHD.shape
         segments, groups = len(self._segments.query_starts) - 1, k_TGD.shape[1]
         shared = heads // groups
-        q = _Regroup.apply(q_QHD, places.queries, places.of_query)
-        k = _Regroup.apply(k_TGD, places.keys, places.of_key)
-        v = _Regroup.apply(v_TGD, places.keys, places.of_key)
+        q = _regroup(q_QHD, places.queries, places.of_query)
+        k = _regroup(k_TGD, places.keys, places.of_key)
+        v = _regroup(v_TGD, places.keys, places.of_key)
         # (S, L, G, h, D) -> (S, G, h * L, D): the query heads of one key head are rows of one product.
         q = q.view(segments, -1, groups, shared, width).permute(0, 2, 3, 1, 4).reshape(segments, groups, -1, width)
         k = k.view(segments, -1, groups, width).permute(0, 2, 3, 1)
@@ -86,8 +91,7 @@ class PackedAttention:
         weights = torch.softmax(masked, dim=-1, dtype=torch.float32).to(v.dtype)
         out = weights.view_as(scores) @ v
         out = out.view(segments, groups, shared, -1, width).permute(0, 3, 1, 2, 4).reshape(-1, heads, width)
-        result: torch.Tensor = _Regroup.apply(out, places.of_query, places.queries_back)
-        return result
+        return _regroup(out, places.of_query, places.queries_back)
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,13 @@ def _rectangle(
     return index.flatten(), segment * longest + token - first[segment], counts, there.flatten()
 
 
+def _regroup(rows: torch.Tensor, index: torch.Tensor, back: torch.Tensor | None) -> torch.Tensor:
+    regrouped: torch.Tensor = _Regroup.apply(rows, index, back)  # type: ignore[no-untyped-call]
+    return regrouped
+
+
 class _Regroup(torch.autograd.Function):
-    """Rows in another order, some more than once; its gradient is a lookup too, where `index_select`'s is a slow sum."""
+    """Rows in another order, some more than once; its gradient is a lookup as well, where `index_select` sums."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor, back: torch.Tensor | None) -> torch.Tensor:
@@ -167,15 +176,37 @@ def has_packed_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
+@cache
+def _longest_short() -> int:
+    """Tokens of the longest segment for which `models.short_attention` has a kernel; 0 without Triton."""
+    if find_spec("triton") is None:
+        return 0
+    from llm_neo.models.short_attention import LONGEST
+
+    return LONGEST
+
+
+def _short(
+    q_QHD: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, segments: Segments, scale: float
+) -> torch.Tensor:
+    from llm_neo.models.short_attention import ShortAttention
+
+    longest = (segments.longest_query, segments.longest_key)
+    out: torch.Tensor = ShortAttention.apply(  # type: ignore[no-untyped-call]
+        q_QHD, k_KGD, v_KGD, segments.query_starts, segments.key_starts, longest, scale
+    )
+    return out
+
+
 def _varlen(
     q_QHD: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, segments: Segments, scale: float
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options = {"window_size": (-1, 0)} if "window_size" in _varlen_options() else {"is_causal": True}
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _varlen_options() else {"is_causal": True}
     if "enable_gqa" in _varlen_options():
         options["enable_gqa"] = k_KGD.shape[1] != q_QHD.shape[1]
-    out: torch.Tensor = varlen_attn(
+    out: Any = varlen_attn(
         q_QHD,
         k_KGD,
         v_KGD,
@@ -186,7 +217,8 @@ def _varlen(
         scale=scale,
         **options,
     )
-    return out
+    packed: torch.Tensor = out
+    return packed
 
 
 @cache

@@ -7,6 +7,9 @@ for the tokens that are pooled.
 Shapes: T tokens, S segments, W hidden width, H heads of queries, G heads of keys and values, D their width, C classes.
 """
 
+import os
+from importlib.util import find_spec
+from shutil import which
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_neo import tasks
+from llm_neo.assets import cache_folder
 from llm_neo.models.attention import PackedAttention, Segments, has_packed_kernel
 from llm_neo.models.projection import Projection, joined, project
 
@@ -61,6 +65,18 @@ class Heads(NamedTuple):
     scale: float
 
 
+def can_compile() -> bool:
+    """Whether torch.compile can write GPU kernels here: it needs Triton and a C compiler.
+
+    What it writes is kept in the user's cache, so that the next run starts at once.
+    """
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    if find_spec("triton") is None or not any(which(name) for name in compilers if name):
+        return False
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    return True
+
+
 def unsupported(model: nn.Module) -> str | None:
     """Why a classifier cannot be computed in this form; None = it can."""
     try:
@@ -71,11 +87,7 @@ def unsupported(model: nn.Module) -> str | None:
 
 
 class FusedClassifier:
-    """Class logits of packed texts; callable as `evaluate.Forward`.
-
-    Attributes:
-        training: whether LoRA's dropout is on: the model's own mode.
-    """
+    """Class logits of packed texts; callable as `evaluate.Forward`."""
 
     def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         """Read the model's tensors.
@@ -87,7 +99,8 @@ class FusedClassifier:
         Raises:
             NotImplementedError: the model computes something else; the message says what.
         """
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        wrapped: Any = model
+        base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
         backbone = getattr(base, base.base_model_prefix)
         _refuse_other_arithmetic(backbone)
         self._model, self._backbone, self._head = base, backbone, getattr(base, tasks.HEAD)
@@ -101,10 +114,11 @@ class FusedClassifier:
         self._norm = _norm(backbone.norm)
         self._before, self._after = before_attention, after_attention
         if compiled and all(layer.output.weight is not None for layer in self._layers):
-            self._before, self._after = (torch.compile(function) for function in (before_attention, after_attention))
+            self._before, self._after = torch.compile(before_attention), torch.compile(after_attention)
 
     @property
     def training(self) -> bool:
+        """Whether LoRA's dropout is on: the model's own mode."""
         return bool(self._model.training)
 
     def __call__(self, batch: Any) -> Tensor:

@@ -11,19 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_POINTWISE_RANK = 8
+"""Up to this many terms the compiler of PyTorch writes a sum out in full."""
+
 
 class Adapters(NamedTuple):
-    """The LoRA branches of N layers with one input; all have one rank, scale and dropout.
+    """The LoRA branches of layers with one input, N of them; all have one rank, scale and dropout.
 
     Attributes:
-        down: N matrices (R, I), lora_A.
-        up: N matrices (O_n, R), lora_B.
+        widths: outputs of each layer, with a branch or not.
+        down: of each layer lora_A (R, I); None = it has no branch.
+        up: of each layer lora_B (O_n, R); None likewise.
         scale: alpha / rank.
         dropout: share of the input's values that a branch does not see while training.
     """
 
-    down: tuple[Tensor, ...]
-    up: tuple[Tensor, ...]
+    widths: tuple[int, ...]
+    down: tuple[Tensor | None, ...]
+    up: tuple[Tensor | None, ...]
     scale: float
     dropout: float
 
@@ -71,16 +76,42 @@ def project(x_TI: Tensor, projection: Projection, *, training: bool) -> Tensor:
 
 def _adapted(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -> Tensor:
     """Add `scale * up(down(x))` of each layer to its outputs; the N branches are one small product each way."""
+    downs = [down for down in adapters.down if down is not None]
+    if torch.compiler.is_compiling() and downs[0].shape[0] <= _POINTWISE_RANK:
+        return _adapted_pointwise(x_TI, out_TO, adapters, training)
     dtype = x_TI.dtype
     if training and adapters.dropout > 0:
         # Each branch drops values of its own, as its own layer of peft would.
-        kept_NTI = x_TI * keep_mask((len(adapters.down), *x_TI.shape), 1.0 - adapters.dropout, x_TI)
-        down_NRI = torch.stack(adapters.down).to(dtype)
+        kept_NTI = x_TI * keep_mask((len(downs), *x_TI.shape), 1.0 - adapters.dropout, x_TI)
+        down_NRI = torch.stack(downs).to(dtype)
         low_TR = (kept_NTI @ down_NRI.transpose(1, 2)).transpose(0, 1).reshape(len(x_TI), -1)
     else:
-        low_TR = F.linear(x_TI, torch.cat(adapters.down).to(dtype))
-    up_OR = adapters.up[0] if len(adapters.up) == 1 else torch.block_diag(*adapters.up)
+        low_TR = F.linear(x_TI, torch.cat(downs).to(dtype))
+    blocks = [
+        # No columns: outputs that no branch reaches.
+        downs[0].new_zeros(width, 0) if up is None else up
+        for width, up in zip(adapters.widths, adapters.up, strict=True)
+    ]
+    up_OR = blocks[0] if len(blocks) == 1 else torch.block_diag(*blocks)
     return torch.addmm(out_TO, low_TR, up_OR.to(dtype).t(), alpha=adapters.scale)
+
+
+def _adapted_pointwise(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -> Tensor:
+    """The same written out as products and sums, for a compiler that fuses them into their neighbours.
+
+    A matrix unit has nothing to do at rank 4; as sums the up half becomes part of what reads the outputs, and the
+    down half is one pass over the input. Sums are float32.
+    """
+    dropped = training and adapters.dropout > 0
+    pieces = []
+    for width, down_RI, up_OR in zip(adapters.widths, adapters.down, adapters.up, strict=True):
+        if down_RI is None or up_OR is None:
+            pieces.append(x_TI.new_zeros(len(x_TI), width, dtype=torch.float32))
+            continue
+        kept_TI = x_TI * keep_mask(tuple(x_TI.shape), 1.0 - adapters.dropout, x_TI) if dropped else x_TI
+        low_TR = (kept_TI[:, None, :].float() * down_RI[None]).sum(dim=-1)
+        pieces.append((low_TR[:, None, :] * up_OR[None]).sum(dim=-1))
+    return (out_TO.float() + adapters.scale * torch.cat(pieces, dim=-1)).to(out_TO.dtype)
 
 
 def keep_mask(shape: tuple[int, ...], keep: float, like: Tensor) -> Tensor:
@@ -92,7 +123,7 @@ def keep_mask(shape: tuple[int, ...], keep: float, like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return F.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), 1.0 - keep, training=True)
     size = math.prod(shape)
-    draws = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # type: ignore[call-overload]
+    draws = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     kept = min(2**16 - 1, round(keep * 2**16))
     is_kept = draws.view(torch.int16)[:size].view(shape) < kept - 2**15
     return is_kept.to(like.dtype) * (2**16 / kept)
@@ -120,22 +151,27 @@ def _one_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
 
 
 def _base(layer: nn.Module) -> Any:
-    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    get_base: Any = getattr(layer, "get_base_layer", None)
+    return layer if get_base is None else get_base()
 
 
 def _adapters(layers: Sequence[nn.Module]) -> Adapters | None:
     from peft.tuners.lora import LoraLayer
 
-    adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
-    if not adapted:
+    found = [_adapter(layer) if isinstance(layer, LoraLayer) else None for layer in layers]
+    shapes = {(branch[0].shape[0], *branch[2:]) for branch in found if branch is not None}
+    if not shapes:
         return None
-    if len(adapted) < len(layers):
-        raise NotImplementedError("LoRA on some of the layers that share an input but not on all of them")
-    found = [_adapter(layer) for layer in adapted]
-    if len({(down.shape[0], scale, dropout) for down, _, scale, dropout in found}) > 1:
+    if len(shapes) > 1:
         raise NotImplementedError("LoRA of several ranks, scales or dropouts on layers that share an input")
-    downs, ups, scales, dropouts = zip(*found, strict=True)
-    return Adapters(tuple(downs), tuple(ups), scales[0], dropouts[0])
+    ((_, scale, dropout),) = shapes
+    return Adapters(
+        widths=tuple(_base(layer).out_features for layer in layers),
+        down=tuple(None if branch is None else branch[0] for branch in found),
+        up=tuple(None if branch is None else branch[1] for branch in found),
+        scale=scale,
+        dropout=dropout,
+    )
 
 
 def _adapter(layer: Any) -> tuple[Tensor, Tensor, float, float]:
