@@ -1,12 +1,13 @@
 # Two commands do everything on a machine with Python and make:
 #   make demo   sets up, then distils the quickstart recipe
 #   make test   sets up, then runs the tests
+# make bench times the engine against the ways it replaces.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo bench test check format clean
 
 setup: $(STAMP)
 
@@ -25,6 +26,10 @@ demo: setup
 	@$(BIN)/llm-neo fetch quickstart
 	@start=$$(date +%s); $(BIN)/llm-neo distill quickstart --overwrite && \
 	  echo "llm-neo distill took $$(( $$(date +%s) - start )) s"
+
+# BENCH=... passes options on; python -m benchmarks --help lists them
+bench: setup
+	$(BIN)/python -m benchmarks $(BENCH)
 
 test: setup
 	$(BIN)/python -m pytest

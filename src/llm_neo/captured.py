@@ -21,7 +21,7 @@ from llm_neo.evaluate import Forward
 from llm_neo.models.attention import Segments
 
 _FIGURES = ("loss", "hard_loss", "soft_loss", "gradient_norm", "learning_rate")
-_WARM_UPS = 2
+_WARM_UPS = 1
 
 
 def bucket(tokens: int) -> int:

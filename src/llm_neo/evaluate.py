@@ -1,4 +1,4 @@
-"""A model over a split: every text once, in batches of equal length, and what comes out of it.
+"""A model over a split: every text once, what texts begin with once where the model allows it, and what comes out.
 
 Shapes: N texts, C classes.
 """
@@ -13,6 +13,7 @@ from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, equal_length_batches
 from llm_neo.errors import NonFiniteError, ResourceError
 from llm_neo.models.fused import FusedClassifier, can_compile, unsupported
+from llm_neo.prefix_tree import tree_batches, tree_tokens
 from llm_neo.progress import Progress, SilentProgress
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
@@ -54,6 +55,7 @@ def score_rows(
     *,
     label: str = "scoring",
     max_tokens: int | None = None,
+    prefix_tree: bool = True,
 ) -> torch.Tensor:
     """Logits of every text, computed once for texts with the same tokens.
 
@@ -61,11 +63,13 @@ def score_rows(
 
     Args:
         forward: logits (B, C) of a batch on `device`.
-        rows: the tokens of N texts.
+        rows: the tokens of N texts, at least one.
         device: where the model is.
-        progress: shows a bar of texts.
+        progress: shows a bar of texts and is told of the tokens that were computed.
         label: the bar's name.
         max_tokens: of one batch; None = what is fastest on the device.
+        prefix_tree: where `forward` is a `FusedClassifier`, compute what texts begin with once; else, and for other
+            forwards, batches have texts of one length.
 
     Returns:
         float32 on the CPU, (N, C), in the order of `rows`.
@@ -75,33 +79,59 @@ def score_rows(
         ResourceError: not even one text fits in memory.
     """
     distinct, place_of_row = _distinct(rows)
+    answers = _Answers(len(distinct))
+    shares = prefix_tree and isinstance(forward, FusedClassifier)
     budget = max_tokens or TOKENS_PER_BATCH[device.type]
-    logits: list[torch.Tensor | None] = [None] * len(distinct)
     with (progress or SilentProgress()).bar(label, len(distinct), "rows") as bar, torch.no_grad():
-        while pending := [index for index, known in enumerate(logits) if known is None]:
-            todo = select_rows(distinct, np.array(pending))
+        while len(pending := answers.missing()):
+            todo = select_rows(distinct, pending.numpy())
             try:
-                for batch in equal_length_batches(todo, budget):
-                    answer_BC = forward(batch.to(device)).float().cpu()
-                    for position, row in enumerate(batch.rows.tolist()):
-                        logits[pending[row]] = answer_BC[position]
+                for batch in (tree_batches if shares else equal_length_batches)(todo, budget):
+                    answers.put(pending[batch.rows], forward(batch.to(device)))
                     bar.advance(len(batch.rows), tokens=batch.tokens)
             except torch.OutOfMemoryError as error:
-                budget = _smaller(budget, todo, error)
-    stacked = torch.stack([row for row in logits if row is not None])
-    _refuse_non_finite(stacked, distinct)
-    return stacked[torch.from_numpy(place_of_row)]
+                budget, shares = _smaller(budget, todo, error, shares=shares)
+    logits_NC = answers.on_cpu()
+    _refuse_non_finite(logits_NC, distinct)
+    return logits_NC[torch.from_numpy(place_of_row)]
 
 
-def _smaller(budget: int, rows: TokenRows, error: Exception) -> int:
+class _Answers:
+    """The logits of N texts as they come; they stay on the device, so that it never waits for the host."""
+
+    def __init__(self, texts: int) -> None:
+        self._is_done_N = torch.zeros(texts, dtype=torch.bool)
+        self._logits_NC: torch.Tensor | None = None
+
+    def missing(self) -> torch.Tensor:
+        """Texts without an answer, int64 on the CPU."""
+        return (~self._is_done_N).nonzero().flatten()
+
+    def put(self, texts_B: torch.Tensor, logits_BC: torch.Tensor) -> None:
+        """Keep the logits of some texts; a lack of memory shows here or before, never later."""
+        if self._logits_NC is None:
+            shape = (len(self._is_done_N), logits_BC.shape[1])
+            self._logits_NC = torch.zeros(shape, dtype=torch.float32, device=logits_BC.device)
+        self._logits_NC.index_copy_(0, texts_B.to(logits_BC.device, non_blocking=True), logits_BC.float())
+        self._is_done_N[texts_B] = True
+
+    def on_cpu(self) -> torch.Tensor:
+        """All logits, float32 (N, C); waits for the device."""
+        assert self._logits_NC is not None and self._is_done_N.all(), "every text was given an answer"
+        return self._logits_NC.cpu()
+
+
+def _smaller(budget: int, rows: TokenRows, error: Exception, *, shares: bool) -> tuple[int, bool]:
+    """Half the tokens of a batch and whether it is cut from a prefix tree, whose smallest batch may have many texts."""
     longest = int(rows.lengths.max())
-    if budget <= longest:
+    if budget <= longest and not shares:
         raise ResourceError(
             f"not even one text of {longest} tokens can be scored in the device's memory; lower "
             "data.max_length_tokens, choose a smaller model, or teacher.quantization=nf4"
         ) from error
     torch.cuda.empty_cache()
-    return max(longest, min(budget, int(rows.lengths.sum())) // 2)
+    whole = tree_tokens(rows) if shares else int(rows.lengths.sum())
+    return max(longest, min(budget, whole) // 2), shares and budget > longest
 
 
 def _distinct(rows: TokenRows) -> tuple[TokenRows, np.ndarray[tuple[int], np.dtype[np.int64]]]:

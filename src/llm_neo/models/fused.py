@@ -8,6 +8,7 @@ Shapes: T tokens, S segments, W hidden width, H heads of queries, G heads of key
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from shutil import which
 from typing import Any, NamedTuple
@@ -112,9 +113,13 @@ class FusedClassifier:
         last = len(backbone.layers) - 1
         self._layers = [_layer(layer, is_last=index == last) for index, layer in enumerate(backbone.layers)]
         self._norm = _norm(backbone.norm)
+        self._dtype = self._norm.gain.dtype
         self._before, self._after = before_attention, after_attention
+        self._before_last, self._kernels = before_last_attention, False
         if compiled and all(layer.output.weight is not None for layer in self._layers):
             self._before, self._after = torch.compile(before_attention), torch.compile(after_attention)
+            self._before_last = torch.compile(before_last_attention)
+            self._kernels = self._dtype == torch.bfloat16 and all(map(self._has_kernels, self._layers[:-1]))
 
     @property
     def training(self) -> bool:
@@ -130,7 +135,15 @@ class FusedClassifier:
             starts = torch.arange(rows + 1, dtype=torch.int32, device=tokens_T.device) * length
             segments = Segments(starts, starts, length, length)
             positions_T = torch.arange(length, device=tokens_T.device).repeat(rows)
-        return self.head(self.pooled(tokens_T, positions_T.flatten(), segments))
+        with self._compiler_settings():
+            return self.head(self.pooled(tokens_T, positions_T.flatten(), segments))
+
+    def _compiler_settings(self) -> AbstractContextManager[object]:
+        """A dropout is a constant of the compiled code: as a variable, a second one in a process cannot be compiled."""
+        if self._after is after_attention:
+            return nullcontext()
+        settings: AbstractContextManager[object] = torch._dynamo.config.patch(specialize_float=True)
+        return settings
 
     def head(self, pooled_SW: Tensor) -> Tensor:
         """float32 logits, (S, C)."""
@@ -142,25 +155,61 @@ class FusedClassifier:
         hidden_TW = self._backbone.embed_tokens(tokens_T)
         cos, sin = (part[0][:, None] for part in self._backbone.rotary_emb(hidden_TW[None], positions_T[None]))
         kernel = has_packed_kernel(hidden_TW.device, self._arithmetic(hidden_TW))
-        if self._before is not before_attention:
-            for tensor in (hidden_TW, cos, sin):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        self._any_length(hidden_TW, cos, sin)
         keys = len(tokens_T) if segments.key_index is None else len(segments.key_index)
         attention = PackedAttention(segments, len(tokens_T), keys, packed_kernel=kernel)
-        for layer in self._layers[:-1]:
-            q, k, v = self._before(hidden_TW, cos, sin, layer, self._heads, self.training)
+        seeds = torch.randint(2**31, (len(self._layers),), device=hidden_TW.device) if self._kernels else None
+        for index, layer in enumerate(self._layers[:-1]):
+            if seeds is None:
+                q, k, v = self._before(hidden_TW, cos, sin, layer, self._heads, self.training)
+            else:
+                q, k, v, hidden_TW = self._before_by_kernels(hidden_TW, cos, sin, layer, seeds[index])
             out = attention(q, k, v, self._heads.scale)
-            if self._after is not after_attention:
-                torch._dynamo.maybe_mark_dynamic(hidden_TW, 0)
-                torch._dynamo.maybe_mark_dynamic(out, 0)
+            self._any_length(hidden_TW, out)
             hidden_TW = self._after(hidden_TW, out, layer, self.training)
         last_S = segments.query_starts[1:].long() - 1
         ends = segments.last_queries()
         attention = PackedAttention(ends, len(last_S), keys, packed_kernel=kernel)
-        q, k, v = before_last_attention(hidden_TW, last_S, cos, sin, self._layers[-1], self._heads, self.training)
+        self._any_length(hidden_TW)
+        q, k, v = self._before_last(hidden_TW, last_S, cos, sin, self._layers[-1], self._heads, self.training)
         out = attention(q, k, v, self._heads.scale)
         hidden_SW = after_attention(hidden_TW[last_S], out, self._layers[-1], self.training)
         return rms_norm(hidden_SW, self._norm)
+
+    def _any_length(self, *tensors: Tensor) -> None:
+        """Tell the compiler that the number of tokens varies, so that it compiles once for all buckets."""
+        if self._after is not after_attention:
+            for tensor in tensors:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+    def _has_kernels(self, layer: Layer) -> bool:
+        from llm_neo.models.lora_kernels import fits
+
+        return layer.head_norms is None and fits(layer.keys_values, self._heads.width)
+
+    def _before_by_kernels(
+        self, hidden_TW: Tensor, cos: Tensor, sin: Tensor, layer: Layer, seed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`before_attention` and the states themselves, whose gradient the kernels add to that of the rest."""
+        from llm_neo.models.lora_kernels import NormProjectRotate
+
+        adapters, heads = layer.keys_values.adapters, self._heads
+        assert adapters is not None, "only layers with branches have kernels"
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = NormProjectRotate.apply(  # type: ignore[no-untyped-call]
+            hidden_TW,
+            layer.before_attention.gain,
+            layer.keys_values.weight,
+            cos.flatten(1),
+            sin.flatten(1),
+            seed,
+            (heads.queries, heads.keys, heads.width),
+            layer.before_attention.epsilon,
+            adapters.scale,
+            adapters.dropout if self.training else 0.0,
+            *adapters.down,
+            *adapters.up,
+        )
+        return outputs
 
     def _arithmetic(self, hidden: Tensor) -> torch.dtype:
         kind = hidden.device.type

@@ -1,0 +1,169 @@
+"""The Triton kernels against the plain form; without a GPU they run in Triton's interpreter (see conftest.py)."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from llm_neo.batching import TokenRows, packed_batch
+from llm_neo.models import adapters
+from llm_neo.models.attention import PackedAttention, Segments
+from llm_neo.models.fused import FusedClassifier, Heads, Layer, Norm, before_attention
+from llm_neo.models.projection import Adapters, Projection
+from llm_neo.recipe.tree import Lora
+
+pytest.importorskip("triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+T, WIDTH, QUERY_HEADS, KEY_HEADS, D, RANK = 20, 96, 4, 2, 32, 4
+OUTPUTS = (QUERY_HEADS * D, KEY_HEADS * D, KEY_HEADS * D)
+SCALE, EPSILON = 2.0, 1e-5
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    if DEVICE.type == "cuda":
+        pytest.skip("on a GPU Triton's products of float32 are TF32; test_captured.py compares losses there")
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_short_attention_equals_the_padded_form(last_only: bool) -> None:
+    from llm_neo.models.short_attention import ShortAttention
+
+    starts = torch.tensor([0, 5, 6, 22, 30], dtype=torch.int32)
+    joint = torch.randn(30, 8, 64)
+    q, k, v = (part.clone().requires_grad_() for part in joint.split([4, 2, 2], dim=1))
+    segments = Segments(starts, starts, 16, 16)
+    queries = q
+    if last_only:
+        segments, queries = segments.last_queries(), q[starts[1:].long() - 1]
+    longest = (segments.longest_query, segments.longest_key)
+    expected = PackedAttention(segments, len(queries), 30, packed_kernel=False)(queries, k, v, 0.125)
+    found = ShortAttention.apply(queries, k, v, segments.query_starts, segments.key_starts, longest, 0.125)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), (q, k, v), retain_graph=True),
+        torch.autograd.grad((expected * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+class Problem:
+    """A norm, frozen q, k and v with branches, and positions."""
+
+    def __init__(self) -> None:
+        self.x = torch.randn(T, WIDTH, requires_grad=True)
+        self.gain, self.weight = torch.randn(WIDTH), torch.randn(sum(OUTPUTS), WIDTH) / 10
+        self.downs = [torch.randn(RANK, WIDTH, requires_grad=True) for _ in range(3)]
+        self.ups = [torch.randn(outputs, RANK, requires_grad=True) for outputs in OUTPUTS]
+        angle = torch.randn(T, D // 2).repeat(1, 2)
+        self.cos, self.sin = angle.cos(), angle.sin()
+        self.learnt = [self.x, *self.downs, *self.ups]
+
+    def by_kernels(self, dropout: float, seed: int = 7) -> tuple[torch.Tensor, ...]:
+        from llm_neo.models.lora_kernels import NormProjectRotate
+
+        x, *matrices = self.learnt
+        shape = (QUERY_HEADS, KEY_HEADS, D)
+        outputs: tuple[torch.Tensor, ...] = NormProjectRotate.apply(
+            x,
+            self.gain,
+            self.weight,
+            self.cos,
+            self.sin,
+            torch.tensor([seed]),
+            shape,
+            EPSILON,
+            SCALE,
+            dropout,
+            *matrices,
+        )
+        return outputs
+
+    def plainly(self) -> tuple[torch.Tensor, ...]:
+        branches = Adapters(OUTPUTS, tuple(self.downs), tuple(self.ups), SCALE, 0.0)
+        projection = Projection(self.weight, None, (), branches)
+        norm, unused = Norm(self.gain, EPSILON), Projection(None, None, (), None)
+        layer = Layer(norm, projection, None, None, unused, norm, unused, unused)
+        heads = Heads(QUERY_HEADS, KEY_HEADS, D, 1.0)
+        return (*before_attention(self.x, self.cos[:, None], self.sin[:, None], layer, heads, True), self.x)
+
+
+def test_norm_projection_and_rotation_equal_the_plain_form() -> None:
+    problem = Problem()
+    found, expected = problem.by_kernels(dropout=0.0), problem.plainly()
+    weights = [torch.randn_like(part) for part in expected]
+    gradients = [
+        torch.autograd.grad(sum((p * w).sum() for p, w in zip(parts, weights, strict=True)), problem.learnt)
+        for parts in (found, expected)
+    ]
+    for mine, theirs in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_with_dropout_the_gradient_is_that_of_the_same_mask() -> None:
+    problem = Problem()
+    weights = [torch.randn_like(part) for part in problem.by_kernels(dropout=0.3)]
+
+    def loss() -> torch.Tensor:
+        return sum(((p * w).sum() for p, w in zip(problem.by_kernels(0.3), weights, strict=True)), torch.zeros(()))
+
+    gradients = torch.autograd.grad(loss(), problem.learnt)
+    for tensor, gradient in zip(problem.learnt, gradients, strict=True):
+        step = torch.randn_like(tensor) * 1e-2
+        with torch.no_grad():
+            tensor += step
+            above = loss()
+            tensor -= 2 * step
+            below = loss()
+            tensor += step
+        assert ((above - below) / 2).item() == pytest.approx((gradient * step).sum().item(), rel=1e-2, abs=2e-3)
+
+
+def test_dropout_drops_its_share_anew_for_each_seed_and_branch() -> None:
+    problem = Problem()
+    with torch.no_grad():
+        problem.ups[0].zero_()
+        for down in problem.downs:
+            down.fill_(1.0)
+        whole, first, again, second = (
+            torch.cat([part.flatten() for part in problem.by_kernels(dropout, seed)[:3]])
+            for dropout, seed in ((0.0, 7), (0.3, 7), (0.3, 7), (0.3, 8))
+        )
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    queries = T * OUTPUTS[0]
+    assert torch.equal(first[:queries], whole[:queries]), "a branch without an upper half has nothing to drop"
+    assert not torch.equal(first[queries:], whole[queries:])
+
+
+def test_a_classifier_by_kernels_equals_the_one_without() -> None:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_labels=2,
+        pad_token_id=0,
+    )
+    model = LlamaForSequenceClassification(config).requires_grad_(False)
+    lora = Lora(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "k_proj", "v_proj"))
+    adapted = adapters.add_adapters(model, lora, 0)
+    learnt = adapters.trainable_parameters(adapted)
+    for parameter in learnt:
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    batch = packed_batch(TokenRows(("a", "b"), np.arange(20), np.array([0, 7, 20])), np.arange(2))
+    fused = FusedClassifier(adapted.train())
+    expected = fused(batch)
+    wanted = torch.autograd.grad(expected.square().sum(), learnt)
+    fused._kernels = all(map(fused._has_kernels, fused._layers[:-1]))
+    assert fused._kernels
+    found = fused(batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(torch.autograd.grad(found.square().sum(), learnt), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
