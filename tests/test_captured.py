@@ -19,15 +19,17 @@ from test_engines import (
     poisoned_at,
     settings,
     student,
+    teacher_logits,
     texts,
 )
 from test_fused import FAMILIES, classifier, token_rows, with_lora
 
-from llm_neo.batching import Batch, TokenRows, packed_batch
+from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
 from llm_neo.captured import CapturedEngine, _padded, _unpacked, bucket
 from llm_neo.checkpoint import CheckpointStore
 from llm_neo.errors import NonFiniteError
 from llm_neo.evaluate import classifier_forward, score_rows
+from llm_neo.losses import RowLosses
 from llm_neo.models.attention import Segments
 from llm_neo.models.fused import FusedClassifier
 from llm_neo.train import Logged, _schedule
@@ -163,6 +165,40 @@ def test_the_body_of_a_graph_takes_no_step_after_a_bad_one(micro_batch_size: int
         run(settings(micro_batch_size=micro_batch_size, log_every_steps=log_every_steps), objective=bad)
     assert f"(rows {', '.join(ids)})" in str(raised.value)
     assert_same_weights(run.weights, clean.kept[2])
+
+
+@pytest.mark.usefixtures("_eager")
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("log_every_steps", [1, 50])
+def test_a_finite_loss_with_an_infinite_slope_is_a_bad_step_too(
+    micro_batch_size: int | None, log_every_steps: int
+) -> None:
+    clean = Run(student(), "captured", keep=frozenset({2}))
+    clean(settings(micro_batch_size=micro_batch_size))
+    steep = int(epoch_order(ROWS, settings().seed, 0)[2 * 8 + 5])
+
+    def bad(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
+        losses = objective()(logits_BC, rows_B)
+        # Adds 0 to the loss and 1e38, whose square is infinite, to the gradient.
+        slope_B = torch.where(rows_B == steep, 1e38, 0.0)
+        return losses._replace(total_B=losses.total_B + (logits_BC - logits_BC.detach()).sum(dim=1) * slope_B)
+
+    run = Run(student(), "captured")
+    with pytest.raises(NonFiniteError, match=rf"^step 3: the gradient is inf.*row {steep}\b"):
+        run(settings(micro_batch_size=micro_batch_size, log_every_steps=log_every_steps), objective=bad)
+    assert_same_weights(run.weights, clean.kept[2])
+
+
+@pytest.mark.usefixtures("_eager")
+@pytest.mark.xfail(strict=True, reason="missing texts read the targets of row 0, and 0 * NaN is NaN in its gradient")
+def test_a_missing_text_reads_no_target_of_another_step() -> None:
+    order = epoch_order(ROWS, settings().seed, 0).tolist()
+    step = order.index(0) // 8 + 1
+    assert step > 1
+    teacher = teacher_logits()
+    teacher[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=rf"^step {step}: .*row 0\b"):
+        Run(student(), "captured")(settings(micro_batch_size=3), objective=objective(teacher))
 
 
 @pytest.mark.usefixtures("_eager")

@@ -73,6 +73,8 @@ class Batch:
         """Block-diagonal causal mask, (1, 1, T, T) booleans: a token sees its own text up to itself."""
         if self.segments is None:
             return None
+        if self.segments.key_index is not None:
+            raise ValueError("texts that share tokens have no block-diagonal mask; score them by models.fused")
         place_T = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         segment_T = torch.bucketize(place_T, self.segments.query_starts[1:], right=True)
         same_text = segment_T[:, None] == segment_T[None, :]

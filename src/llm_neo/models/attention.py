@@ -88,7 +88,7 @@ class PackedAttention:
         masked = scores.view(segments, groups, shared, -1, scores.shape[-1]) + places.hidden[:, :, None].to(
             scores.dtype
         )
-        weights = torch.softmax(masked, dim=-1, dtype=torch.float32).to(v.dtype)
+        weights = torch.softmax(masked, dim=-1)
         out = weights.view_as(scores) @ v
         out = out.view(segments, groups, shared, -1, width).permute(0, 3, 1, 2, 4).reshape(-1, heads, width)
         return _regroup(out, places.of_query, places.queries_back)

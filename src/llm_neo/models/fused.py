@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llm_neo import tasks
 from llm_neo.assets import cache_folder
 from llm_neo.models.attention import PackedAttention, Segments, has_packed_kernel
+from llm_neo.models.elementwise import FrozenNorm, GatedUnit, RotateJoint
 from llm_neo.models.projection import Projection, joined, project
 
 FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
@@ -221,6 +222,8 @@ def before_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (T, H, D), keys and values (T, G, D) of a layer, the first two turned to their positions."""
     joint = project(rms_norm(x_TW, layer.before_attention), layer.keys_values, training=training)
+    if layer.head_norms is None and cos.dtype == joint.dtype and not torch.compiler.is_compiling():
+        return _rotated_joint(joint, cos, sin, heads)
     q, k, v = joint.view(len(x_TW), -1, heads.width).split([heads.queries, heads.keys, heads.keys], dim=1)
     if layer.head_norms is None:
         turned = rotated(joint.view(len(x_TW), -1, heads.width)[:, : heads.queries + heads.keys], cos, sin)
@@ -248,15 +251,31 @@ def after_attention(x_TW: Tensor, out_THD: Tensor, layer: Layer, training: bool)
     """What a layer makes of its attention's output: the next layer's input, (T, W)."""
     x_TW = x_TW + project(out_THD.flatten(1), layer.output, training=training)
     gate_up = project(rms_norm(x_TW, layer.before_mlp), layer.gate_up, training=training)
-    gate, up = gate_up.chunk(2, dim=-1)
-    return x_TW + project(F.silu(gate) * up, layer.down, training=training)
+    return x_TW + project(gated(gate_up), layer.down, training=training)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of the two side by side, (T, 2 I) -> (T, I) (Shazeer 2020, SwiGLU)."""
+    if torch.compiler.is_compiling():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    out: Tensor = GatedUnit.apply(gate_up)  # type: ignore[no-untyped-call]
+    return out
 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """`gain * x / sqrt(mean(x^2) + epsilon)`, computed in float32 as transformers does (Zhang and Sennrich 2019)."""
+    if not (norm.gain.requires_grad or torch.compiler.is_compiling()):
+        normed: Tensor = FrozenNorm.apply(x, norm.gain, norm.epsilon)  # type: ignore[no-untyped-call]
+        return normed
     precise = x.float()
     scaled = precise * torch.rsqrt(precise.pow(2).mean(dim=-1, keepdim=True) + norm.epsilon)
     return norm.gain * scaled.to(x.dtype)
+
+
+def _rotated_joint(joint: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+    parts: tuple[Tensor, Tensor, Tensor] = RotateJoint.apply(joint, cos, sin, heads[:3])  # type: ignore[no-untyped-call]
+    return parts
 
 
 def rotated(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:

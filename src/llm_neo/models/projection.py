@@ -82,7 +82,7 @@ def _adapted(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -
     dtype = x_TI.dtype
     if training and adapters.dropout > 0:
         # Each branch drops values of its own, as its own layer of peft would.
-        kept_NTI = x_TI * keep_mask((len(downs), *x_TI.shape), 1.0 - adapters.dropout, x_TI)
+        kept_NTI = dropped((len(downs), *x_TI.shape), 1.0 - adapters.dropout, x_TI)
         down_NRI = torch.stack(downs).to(dtype)
         low_TR = (kept_NTI @ down_NRI.transpose(1, 2)).transpose(0, 1).reshape(len(x_TI), -1)
     else:
@@ -102,31 +102,31 @@ def _adapted_pointwise(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, trainin
     A matrix unit has nothing to do at rank 4; as sums the up half becomes part of what reads the outputs, and the
     down half is one pass over the input. Sums are float32.
     """
-    dropped = training and adapters.dropout > 0
+    drops = training and adapters.dropout > 0
     pieces = []
     for width, down_RI, up_OR in zip(adapters.widths, adapters.down, adapters.up, strict=True):
         if down_RI is None or up_OR is None:
             pieces.append(x_TI.new_zeros(len(x_TI), width, dtype=torch.float32))
             continue
-        kept_TI = x_TI * keep_mask(tuple(x_TI.shape), 1.0 - adapters.dropout, x_TI) if dropped else x_TI
+        kept_TI = dropped(tuple(x_TI.shape), 1.0 - adapters.dropout, x_TI) if drops else x_TI
         low_TR = (kept_TI[:, None, :].float() * down_RI[None]).sum(dim=-1)
         pieces.append((low_TR[:, None, :] * up_OR[None]).sum(dim=-1))
     return (out_TO.float() + adapters.scale * torch.cat(pieces, dim=-1)).to(out_TO.dtype)
 
 
-def keep_mask(shape: tuple[int, ...], keep: float, like: Tensor) -> Tensor:
-    """Inverted dropout's factors: 1 / keep with probability `keep`, else 0, in the dtype and on the device of `like`.
+def dropped(shape: tuple[int, ...], keep: float, x: Tensor) -> Tensor:
+    """Inverted dropout of x, broadcast to `shape`: each value with probability `keep`, divided by it, else 0.
 
     On a CPU a draw of 64 bits serves four values, since drawing is what costs there: the probability is then a
-    multiple of 2^-16, and the factor is its exact inverse.
+    multiple of 2^-16, and what is kept is divided by exactly that.
     """
-    if like.device.type != "cpu":
-        return F.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), 1.0 - keep, training=True)
+    if x.device.type != "cpu":
+        return F.dropout(x.expand(shape), 1.0 - keep, training=True)
     size = math.prod(shape)
     draws = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     kept = min(2**16 - 1, round(keep * 2**16))
     is_kept = draws.view(torch.int16)[:size].view(shape) < kept - 2**15
-    return is_kept.to(like.dtype) * (2**16 / kept)
+    return torch.where(is_kept, x * (2**16 / kept), 0.0)
 
 
 def _one_matrix(weights: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,107 @@
+"""What lies between a decoder's matrix products, with as few passes over memory as PyTorch's own kernels allow.
+
+Written as plain operations each of these is a dozen passes, forward and backward, and on a CPU they would take as long
+as the products. The gradients are written out by hand; frozen gains get none.
+
+Shapes: T tokens, W width, I inner width of an MLP, H heads of queries, G heads of keys and values, D their width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class FrozenNorm(torch.autograd.Function):
+    """`gain * x / sqrt(mean(x^2) + epsilon)` over the last dimension (Zhang and Sennrich 2019), its gain a constant.
+
+    The arithmetic is float32 and is rounded where that of transformers is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+        """The normalised x, in its dtype."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        rescale = (length.square_() / x.shape[-1]).add_(epsilon).rsqrt_()
+        out = torch.mul(x, rescale, out=torch.empty_like(x))
+        ctx.save_for_backward(x, gain, rescale)
+        return out.mul_(gain)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradient of x."""
+        x, gain, rescale = ctx.saved_tensors
+        d_unit, precise = (gradients[0] * gain).float(), x.float()
+        along = torch.linalg.vecdot(d_unit, precise).unsqueeze(-1) * rescale.square() / x.shape[-1]
+        total = torch.addcmul(d_unit, precise, along, value=-1.0)
+        return torch.mul(total, rescale, out=torch.empty_like(x)), None, None
+
+
+class GatedUnit(torch.autograd.Function):
+    """`silu(gate) * up` of the two side by side, (T, 2 I) -> (T, I) (Shazeer 2020, SwiGLU)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        """(T, I)."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        ctx.save_for_backward(gate_up, activated)
+        return activated * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradient of both, (T, 2 I)."""
+        gate_up, activated = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        d_both = torch.empty_like(gate_up)
+        d_gate, d_up = d_both.chunk(2, dim=-1)
+        torch.mul(gradients[0], activated, out=d_up)
+        d_gate.copy_(torch.ops.aten.silu_backward(gradients[0] * up, gate))
+        return d_both
+
+
+class RotateJoint(torch.autograd.Function):
+    """Queries (T, H, D) and keys (T, G, D) turned to their positions, and values, of a joint (T, (H + 2 G) D).
+
+    Rotary position embedding in the half-split layout of transformers (Su et al. 2021, section 3).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, joint: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`cos` and `sin` (T, 1, D), the joint's dtype; `heads` = H, G, D."""
+        queries, keys, width = heads
+        all_heads = joint.view(len(joint), -1, width)
+        turned = _turned(all_heads[:, : queries + keys], cos, sin)
+        ctx.save_for_backward(cos, sin)
+        ctx.heads = heads
+        q, k = turned.split([queries, keys], dim=1)
+        return q, k, all_heads[:, queries + keys :]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """The gradient of the joint."""
+        (cos, sin), (queries, keys, width) = ctx.saved_tensors, ctx.heads
+        dq, dk, dv = gradients
+        d_joint = dv.new_empty((len(dv), queries + 2 * keys, width))
+        d_joint[:, queries + keys :].copy_(dv)
+        for part, target in ((dq, d_joint[:, :queries]), (dk, d_joint[:, queries : queries + keys])):
+            _turn(part, cos, sin, target, back=True)
+        return d_joint.flatten(1), None, None, None
+
+
+def _turned(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _turn(x_THD, cos, sin, torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device), back=False)
+
+
+def _turn(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, out: Tensor, *, back: bool) -> Tensor:
+    """Each pair (i, i + D / 2) of a head turned by its position's angle, or back by it."""
+    half = x_THD.shape[-1] // 2
+    first, second = x_THD[..., :half], x_THD[..., half:]
+    cos, sin = cos_T1D[..., :half], sin_T1D[..., :half]
+    sign = 1.0 if back else -1.0
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=-sign)
+    return out
