@@ -1,7 +1,7 @@
 """Padding to buckets on any machine; on a GPU, captured steps against the plain ones."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,13 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 CUDA = torch.device("cuda")
 
 
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    """PyTorch compiles a function for a few models and then no more; each test begins anew."""
+    if torch.cuda.is_available():
+        torch._dynamo.reset()
+
+
 def test_buckets_by_hand() -> None:
     assert [bucket(n) for n in (1, 64, 65, 1000, 1024)] == [64, 64, 128, 1024, 1024]
     # Above 1,024 the steps grow: an eighth of 1,024 up to 2,048, of 2,048 up to 4,096.
@@ -70,7 +77,7 @@ def test_a_padded_batch_by_hand() -> None:
     assert padded.position_ids is not None
     assert padded.position_ids[0].tolist() == [0, 1, 2, 0, 1, 0, *range(58)]
     assert padded.input_ids[0, :5].tolist() == batch.input_ids[0].tolist() and not padded.input_ids[0, 5:].any()
-    assert padded.last_token.tolist() == [2, 4, 5, 63] and padded.rows.tolist() == [1, 0, 0]
+    assert padded.last_token.tolist() == [2, 4, 5, 63] and padded.rows[:2].tolist() == [1, 0]
     assert present.tolist() == [True, True, False] and total == 7
 
 
@@ -190,7 +197,6 @@ def test_a_finite_loss_with_an_infinite_slope_is_a_bad_step_too(
 
 
 @pytest.mark.usefixtures("_eager")
-@pytest.mark.xfail(strict=True, reason="missing texts read the targets of row 0, and 0 * NaN is NaN in its gradient")
 def test_a_missing_text_reads_no_target_of_another_step() -> None:
     order = epoch_order(ROWS, settings().seed, 0).tolist()
     step = order.index(0) // 8 + 1
@@ -305,7 +311,9 @@ def test_dropout_is_drawn_anew_in_every_replay_and_comes_from_the_seed() -> None
         return run.losses
 
     first = once(3)
-    assert len(set(first)) == 6 and once(3) == first and once(4) != first
+    # The order of a sum moves its last digits only.
+    apart = [abs(a - b) for a, b in combinations(first, 2)]
+    assert min(apart) > 1e-4 and once(3) == first and once(4) != first
 
 
 @NEEDS_GPU
@@ -360,13 +368,13 @@ def test_a_full_log_is_read_before_it_overflows() -> None:
         autocast_dtype=None,
         wanted="captured",
     )
-    kind = chosen.engine
-    assert isinstance(kind, CapturedEngine) and chosen.reason == ""
+    large = chosen.engine
+    assert isinstance(large, CapturedEngine) and chosen.reason == ""
     small = CapturedEngine(
         classifier_forward(model),
         objective(device=CUDA),
-        kind.optimizer,
-        kind.scheduler,
+        large.optimizer,
+        large.scheduler,
         0.5,
         None,
         CUDA,

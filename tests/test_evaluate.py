@@ -59,11 +59,15 @@ def test_packed_batches_give_the_same_logits(llama: Path) -> None:
 def test_scores_equal_the_padded_implementation_in_bfloat16(llama: Path, quantization: str) -> None:
     pytest.importorskip("bitsandbytes")
     loaded = classifier(llama, torch.bfloat16, quantization)
+    precise = classifier(llama, torch.float32, quantization)
+    exact = padded_one_at_a_time(precise, precise.model)
     logits = score_rows(classifier_forward(loaded.model), tokens_of(loaded), CPU)
     expected = padded_one_at_a_time(loaded, loaded.model)
-    assert (logits - expected).abs().max() <= 0.05
+    # Two roundings of random weights of this size are up to 0.06 apart; neither is nearer to the truth.
+    assert (logits - exact).abs().mean() <= 1.25 * (expected - exact).abs().mean()
+    assert (logits - expected).abs().max() <= 0.1
     top = expected.topk(2, dim=1).values
-    clear = top[:, 0] - top[:, 1] > 0.05
+    clear = top[:, 0] - top[:, 1] > 0.1
     assert torch.equal(logits.argmax(1)[clear], expected.argmax(1)[clear]) and clear.any()
 
 

@@ -248,7 +248,8 @@ def _padded(batch: Batch, tokens: int, rows: int, rows_of_step: int) -> torch.Te
     starts[:there] = batch.segments.query_starts[:-1]
     starts[there : rows + 1] = torch.arange(batch.tokens, rest + 1, dtype=torch.int32)
     starts[rows + 1] = tokens
-    texts[:there] = batch.rows
+    # A missing text counts for nothing, but what it is compared with must be finite where this batch is.
+    texts[:there], texts[there:] = batch.rows, batch.rows[0]
     present[:there] = 1
     total[0] = rows_of_step
     return values

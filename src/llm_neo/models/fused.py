@@ -305,7 +305,12 @@ def _norm(module: Any) -> Norm:
 
 
 def _refuse_other_arithmetic(backbone: Any) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     config = backbone.config
+    for module in backbone.modules():
+        if isinstance(module, BaseTunerLayer) and not type(module).__module__.startswith("peft.tuners.lora."):
+            raise NotImplementedError(f"its adapters are not LoRA ({type(module).__name__})")
     if type(backbone).__name__ not in FAMILY:
         raise NotImplementedError(f"a {type(backbone).__name__} is not of the Llama family")
     if getattr(config, "hidden_act", None) != "silu":

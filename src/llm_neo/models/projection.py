@@ -59,7 +59,7 @@ def joined(layers: Sequence[nn.Module]) -> Projection:
     """
     bases = tuple(_base(layer) for layer in layers)
     adapters = _adapters(layers)
-    if not all(type(base) is nn.Linear and not base.weight.requires_grad for base in bases):
+    if not all(type(base) is nn.Linear and not any(p.requires_grad for p in base.parameters()) for base in bases):
         return Projection(None, None, bases, adapters)
     return Projection(_one_matrix([base.weight for base in bases]), _one_bias(bases), (), adapters)
 
@@ -124,7 +124,7 @@ def dropped(shape: tuple[int, ...], keep: float, x: Tensor) -> Tensor:
         return F.dropout(x.expand(shape), 1.0 - keep, training=True)
     size = math.prod(shape)
     draws = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = min(2**16 - 1, round(keep * 2**16))
+    kept = min(2**16 - 1, max(1, round(keep * 2**16)))
     is_kept = draws.view(torch.int16)[:size].view(shape) < kept - 2**15
     return torch.where(is_kept, x * (2**16 / kept), 0.0)
 
