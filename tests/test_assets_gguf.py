@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from assets_builders import tiny_gguf, tiny_vocabulary
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -20,7 +21,7 @@ from llm_neo.errors import InputError
 from llm_neo.progress import SilentProgress
 
 NEWER_READER = pytest.mark.skipif(
-    not hasattr(transformers, "GgufConfig"),
+    Version(transformers.__version__) < Version("5.23"),
     reason="this transformers reads no Llama 3 word rule and no tokenizer without bos; the conversion says so",
 )
 VOCABULARY = tiny_vocabulary()

@@ -29,7 +29,7 @@ def test_everything_comes_back_random_numbers_included(tmp_path: Path) -> None:
     store, whole = CheckpointStore(tmp_path / "c", "me"), parts()
     step(*whole)
     state = TrainingState()
-    state.add(1, StepFigures(1.0, 2.0, 3.0, 4.0, 5.0, 6), 7.0)
+    state.add([StepFigures(1.0, 2.0, 3.0, 4.0, 5.0, 6)], 7.0)
     store.save(*whole, state)
     step(*whole)
     expected = [p.clone() for p in whole[0].parameters()]
@@ -85,9 +85,8 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_means_are_over_the_steps_since_the_last_reading() -> None:
     state = TrainingState()
-    state.add(1, StepFigures(1.0, 2.0, 3.0, 4.0, 0.2, 10), 1.0)
-    state.add(2, StepFigures(3.0, 4.0, 5.0, 8.0, 0.1, 20), 2.5)
+    state.add([StepFigures(1.0, 2.0, 3.0, 4.0, 0.2, 10), StepFigures(3.0, 4.0, 5.0, 8.0, 0.1, 20)], 2.5)
     assert state.pop_mean() == StepFigures(2.0, 3.0, 4.0, 6.0, pytest.approx(0.15), 30)  # type: ignore[arg-type]
-    state.add(3, StepFigures(5.0, 6.0, 7.0, 8.0, 0.0, 30), 3.0)
+    state.add([StepFigures(5.0, 6.0, 7.0, 8.0, 0.0, 30)], 3.0)
     assert state.pop_mean().loss == 5.0 and state.pop_training_loss() == 3.0
     assert (state.step, state.tokens, state.seconds) == (3, 60, 3.0)

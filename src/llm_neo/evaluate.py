@@ -1,4 +1,4 @@
-"""A model over a split: every text once, what texts begin with once where the model allows it, and what comes out.
+"""A model over a split: every text once, and what several of them begin with once where the model allows it.
 
 Shapes: N texts, C classes.
 """

@@ -81,28 +81,31 @@ def _up_rotate(  # type: ignore[no-untyped-def]
 @triton.jit
 def _rotate_back(  # type: ignore[no-untyped-def]
     dq_ptr, dk_ptr, dv_ptr, up_ptr, cos_ptr, sin_ptr, d_base_ptr, d_low_ptr, scale,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, R_BLOCK: tl.constexpr,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     row, branch = tl.program_id(0), tl.program_id(1)
-    d, rank = tl.arange(0, D // 2), tl.arange(0, R_BLOCK)
+    head, d = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, D // 2)[None, :]
     cos, sin = tl.load(cos_ptr + row * D + d).to(tl.float32), tl.load(sin_ptr + row * D + d).to(tl.float32)
+    if branch == 2:
+        # Values are not turned.
+        cos, sin = tl.full((1, D // 2), 1.0, tl.float32), tl.zeros((1, D // 2), tl.float32)
     source = dq_ptr if branch == 0 else (dk_ptr if branch == 1 else dv_ptr)
     count = tl.where(branch == 0, Q_HEADS, K_HEADS)
     before = tl.where(branch == 0, 0, tl.where(branch == 1, Q_HEADS, Q_HEADS + K_HEADS))
-    total = tl.zeros((D // 2, R_BLOCK), tl.float32)
-    for head in range(count):
-        place = (row * count + head) * D + d
-        first, second = tl.load(source + place).to(tl.float32), tl.load(source + place + D // 2).to(tl.float32)
-        if branch < 2:
-            first, second = first * cos + second * sin, second * cos - first * sin
-        target = (row * (Q_HEADS + 2 * K_HEADS) + before + head) * D + d
-        tl.store(d_base_ptr + target, first.to(d_base_ptr.dtype.element_ty))
-        tl.store(d_base_ptr + target + D // 2, second.to(d_base_ptr.dtype.element_ty))
-        up_place = ((before + head) * D + d)[:, None] * R + rank[None, :]
-        there = (rank < R)[None, :]
-        total += first[:, None] * tl.load(up_ptr + up_place, mask=there, other=0.0)
-        total += second[:, None] * tl.load(up_ptr + up_place + (D // 2) * R, mask=there, other=0.0)
-    tl.store(d_low_ptr + row * 3 * R + branch * R + rank, tl.sum(total, 0) * scale, mask=rank < R)
+    there = (head < count) & (d < D)
+    place = (row * count + head) * D + d
+    first = tl.load(source + place, mask=there, other=0.0).to(tl.float32)
+    second = tl.load(source + place + D // 2, mask=there, other=0.0).to(tl.float32)
+    first, second = first * cos + second * sin, second * cos - first * sin
+    target = (row * (Q_HEADS + 2 * K_HEADS) + before + head) * D + d
+    tl.store(d_base_ptr + target, first.to(d_base_ptr.dtype.element_ty), mask=there)
+    tl.store(d_base_ptr + target + D // 2, second.to(d_base_ptr.dtype.element_ty), mask=there)
+    up_place = ((before + head) * D + d) * R
+    for rank in tl.static_range(R):
+        up_first = tl.load(up_ptr + up_place + rank, mask=there, other=0.0)
+        up_second = tl.load(up_ptr + up_place + (D // 2) * R + rank, mask=there, other=0.0)
+        total = tl.sum(tl.sum(first * up_first + second * up_second, 1), 0)
+        tl.store(d_low_ptr + row * 3 * R + branch * R + rank, total * scale)
 
 
 @triton.jit
@@ -228,7 +231,7 @@ class NormProjectRotate(torch.autograd.Function):
         d_up, d_down = torch.empty_like(up), up.new_empty((3, rank, width))
         constants = (q_heads, k_heads, head_width, rank)
         _rotate_back[(tokens, 3)](
-            dq, dk, dv, up, cos, sin, d_base, d_low, scale, *constants, triton.next_power_of_2(rank), num_warps=1
+            dq, dk, dv, up, cos, sin, d_base, d_low, scale, *constants, triton.next_power_of_2(q_heads), num_warps=4
         )
         _d_up[(heads,)](d_base, low, d_up, tokens, scale, *constants, 64, num_warps=4)
         _d_down[(3, triton.cdiv(width, 64))](
