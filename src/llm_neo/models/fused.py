@@ -21,7 +21,7 @@ from llm_neo import tasks
 from llm_neo.assets import cache_folder
 from llm_neo.models.attention import PackedAttention, Segments, has_packed_kernel
 from llm_neo.models.elementwise import FrozenNorm, GatedUnit, RotateJoint
-from llm_neo.models.projection import Projection, joined, project
+from llm_neo.models.projection import Projection, joined, project, project_each
 
 FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 """Backbones of transformers with this arithmetic."""
@@ -250,8 +250,13 @@ def before_last_attention(
 def after_attention(x_TW: Tensor, out_THD: Tensor, layer: Layer, training: bool) -> Tensor:
     """What a layer makes of its attention's output: the next layer's input, (T, W)."""
     x_TW = x_TW + project(out_THD.flatten(1), layer.output, training=training)
-    gate_up = project(rms_norm(x_TW, layer.before_mlp), layer.gate_up, training=training)
-    return x_TW + project(gated(gate_up), layer.down, training=training)
+    normed = rms_norm(x_TW, layer.before_mlp)
+    if layer.gate_up.weight is None:
+        gate, up = project_each(normed, layer.gate_up, training=training)
+        inner = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
+    else:
+        inner = gated(project(normed, layer.gate_up, training=training))
+    return x_TW + project(inner, layer.down, training=training)
 
 
 def gated(gate_up: Tensor) -> Tensor:

@@ -74,6 +74,23 @@ def project(x_TI: Tensor, projection: Projection, *, training: bool) -> Tensor:
     return out_TO if projection.adapters is None else _adapted(x_TI, out_TO, projection.adapters, training)
 
 
+def project_each(x_TI: Tensor, projection: Projection, *, training: bool) -> tuple[Tensor, ...]:
+    """The outputs of each layer apart, (T, O_n), without a joint copy where they have no joint weight."""
+    assert projection.weight is None, "a joint weight gives its outputs side by side: project()"
+    adapters = projection.adapters
+    outputs = [layer(x_TI) for layer in projection.layers]
+    if adapters is None:
+        return tuple(outputs)
+    alone = [
+        adapters._replace(widths=(width,), down=(down,), up=(up,))
+        for width, down, up in zip(adapters.widths, adapters.down, adapters.up, strict=True)
+    ]
+    return tuple(
+        out if branch.down[0] is None else _adapted(x_TI, out, branch, training)
+        for out, branch in zip(outputs, alone, strict=True)
+    )
+
+
 def _adapted(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -> Tensor:
     """Add `scale * up(down(x))` of each layer to its outputs; the N branches are one small product each way."""
     downs = [down for down in adapters.down if down is not None]
