@@ -16,7 +16,7 @@ import torch
 from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, encode
 from llm_neo.errors import InputError
-from llm_neo.evaluate import classifier_forward, score_rows
+from llm_neo.evaluate import EngineName, classifier_forward, score_rows
 from llm_neo.models import adapters, load
 from llm_neo.models.load import LoadedModel, Placement
 from llm_neo.progress import Progress
@@ -42,6 +42,7 @@ class TeacherBase:
         max_length_tokens: longer texts lose their end.
         seed: of a fresh head.
         trust_remote_code: run code of the model's folder.
+        engine: the recipe's `runtime.engine`; shapes no answer beyond rounding.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class TeacherBase:
     max_length_tokens: int
     seed: int
     trust_remote_code: bool = False
+    engine: EngineName = "auto"
 
     def identity(self) -> dict[str, Any]:
         """All that shapes the loaded base, for fingerprints."""
@@ -98,7 +100,7 @@ class ClassifierTeacher:
     def score(self, ids: Sequence[str], texts: Sequence[tuple[str, ...]], progress: Progress) -> torch.Tensor:
         """float32 logits on the CPU, (N, C), columns in label order."""
         rows = encode(self.loaded.tokenizer, ids, texts, self.base.max_length_tokens)
-        forward = classifier_forward(self.model)
+        forward = classifier_forward(self.model, self.base.engine)
         logits_NC = score_rows(forward, rows, self.base.where.device, progress, label="teacher scores")
         return logits_NC[:, self.columns]
 

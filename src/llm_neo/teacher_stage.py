@@ -111,6 +111,7 @@ def _base(recipe: Recipe, data: Dataset, source: ModelSource, setting: Setting) 
         max_length_tokens=recipe.data.max_length_tokens,
         seed=recipe.teacher.fine_tune.seed if recipe.teacher.fine_tune else 0,
         trust_remote_code=recipe.runtime.trust_remote_code,
+        engine=recipe.runtime.engine,
     )
 
 
