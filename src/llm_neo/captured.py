@@ -121,7 +121,7 @@ class CapturedEngine:
         host = torch.cat([self._log[: len(self._pending)].flatten(), self._first_bad.float()]).tolist()
         first_bad, width = int(host.pop()), len(_FIGURES)
         figures = [
-            StepFigures(**dict(zip(_FIGURES, host[index * width :], strict=False)), tokens=tokens)
+            StepFigures(**dict(zip(_FIGURES, host[index * width : (index + 1) * width], strict=True)), tokens=tokens)
             for index, (_, tokens) in enumerate(self._pending)
         ]
         pending, self._pending = self._pending, []

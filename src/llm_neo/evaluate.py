@@ -4,6 +4,7 @@ Shapes: N texts, C classes.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, equal_length_batches
 from llm_neo.errors import NonFiniteError, ResourceError
-from llm_neo.models.fused import FusedClassifier, can_compile, unsupported
+from llm_neo.models.fused import FusedClassifier, can_compile
 from llm_neo.prefix_tree import tree_batches, tree_tokens
 from llm_neo.progress import Progress, SilentProgress
 
@@ -37,8 +38,9 @@ def classifier_forward(model: torch.nn.Module, engine: EngineName = "auto", *, c
     """
     from peft import PeftModel
 
-    if engine != "plain" and unsupported(model) is None:
-        return FusedClassifier(model, compiled=compiled and can_compile())
+    if engine != "plain":
+        with suppress(NotImplementedError):
+            return FusedClassifier(model, compiled=compiled and can_compile())
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
 
     def forward(batch: Batch) -> torch.Tensor:
