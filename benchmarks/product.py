@@ -14,7 +14,7 @@ from benchmarks.clock import Steady, now, steady
 from benchmarks.workload import BATCH_ROWS
 from llm_neo.engine import Objective
 from llm_neo.evaluate import classifier_forward, score_rows
-from llm_neo.losses import RowLosses, distillation_loss
+from llm_neo.losses import loss_of_rows
 from llm_neo.models.adapters import add_adapters
 from llm_neo.models.quantization import keep_weights_as_stored, quantization_config
 from llm_neo.progress import SilentProgress
@@ -49,18 +49,7 @@ def load_student(models: "Models", dtype: torch.dtype, seed: int, layers: int | 
 def objective(labels_N: torch.Tensor, teacher_NC: torch.Tensor) -> Objective:
     """The hybrid loss of rows whose labels and targets lie on the model's device, as the student's stage makes it."""
     labelled_N = torch.ones_like(labels_N, dtype=torch.bool)
-
-    def losses(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
-        return distillation_loss(
-            logits_BC,
-            teacher_NC[rows_B],
-            labels_N[rows_B],
-            labelled_N[rows_B],
-            hard_label_weight=HARD_LABEL_WEIGHT,
-            temperature=TEMPERATURE,
-        )
-
-    return losses
+    return loss_of_rows(teacher_NC, labels_N, labelled_N, hard_label_weight=HARD_LABEL_WEIGHT, temperature=TEMPERATURE)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Shapes: B rows, C classes. Losses are in nats, one per row; the caller sums them
 whole optimizer step, so that the loss never depends on how the step is split into micro-batches.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,33 @@ def distillation_loss(
         return RowLosses(hard_B, hard_B.detach(), torch.zeros_like(hard_B.detach()))
     soft_B = soft_term(student_BC, teacher_logits_BC, temperature)
     return RowLosses(_mixed(hard_B, soft_B, hard_label_weight), hard_B.detach(), soft_B.detach())
+
+
+def loss_of_rows(
+    teacher_NC: Tensor | None,
+    labels_N: Tensor,
+    labelled_N: Tensor,
+    *,
+    hard_label_weight: float,
+    temperature: float,
+) -> Callable[[Tensor, Tensor], RowLosses]:
+    """`distillation_loss` of some rows of a split, whose targets and labels (N rows) lie on the model's device.
+
+    Returns:
+        A function of the student's logits (B, C) and the rows' places in the split (B,).
+    """
+
+    def losses(logits_BC: Tensor, rows_B: Tensor) -> RowLosses:
+        return distillation_loss(
+            logits_BC,
+            None if teacher_NC is None else teacher_NC[rows_B],
+            labels_N[rows_B],
+            labelled_N[rows_B],
+            hard_label_weight=hard_label_weight,
+            temperature=temperature,
+        )
+
+    return losses
 
 
 def _mixed(hard_B: Tensor, soft_B: Tensor, weight: float) -> Tensor:

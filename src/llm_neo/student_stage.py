@@ -17,7 +17,7 @@ from llm_neo.data import Dataset, Split
 from llm_neo.engine import Objective
 from llm_neo.engines import EngineUsed
 from llm_neo.evaluate import classifier_forward, score_rows, select_rows
-from llm_neo.losses import RowLosses, distillation_loss
+from llm_neo.losses import loss_of_rows
 from llm_neo.metrics import Scores
 from llm_neo.models import adapters, load
 from llm_neo.models.adapters import ParameterCount
@@ -172,19 +172,13 @@ def _objective(recipe: Recipe, split: Split, targets: Targets, device: torch.dev
     labels_N = torch.tensor([row.label or 0 for row in split.rows], device=device)
     labelled_N = torch.tensor([row.label is not None for row in split.rows], device=device)
     teacher_NC = targets.of([row.id for row in split.rows]).to(device)
-    weight, temperature = recipe.loss.hard_label_weight, recipe.loss.temperature
-
-    def objective(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
-        return distillation_loss(
-            logits_BC,
-            teacher_NC[rows_B],
-            labels_N[rows_B],
-            labelled_N[rows_B],
-            hard_label_weight=weight,
-            temperature=temperature,
-        )
-
-    return objective
+    return loss_of_rows(
+        teacher_NC,
+        labels_N,
+        labelled_N,
+        hard_label_weight=recipe.loss.hard_label_weight,
+        temperature=recipe.loss.temperature,
+    )
 
 
 class Judge:

@@ -14,7 +14,7 @@ from llm_neo.batching import encode
 from llm_neo.checkpoint import CheckpointStore
 from llm_neo.data import Dataset
 from llm_neo.errors import InputError, TeacherGateError
-from llm_neo.losses import RowLosses, distillation_loss
+from llm_neo.losses import loss_of_rows
 from llm_neo.metrics import GateVerdict, Scores
 from llm_neo.models import adapters
 from llm_neo.models.load import Placement, quiet
@@ -160,7 +160,9 @@ def _fine_tuned(
     train(
         model,
         tokens,
-        _hard_labels(labels_N),
+        loss_of_rows(
+            None, labels_N, torch.ones_like(labels_N, dtype=torch.bool), hard_label_weight=1.0, temperature=1.0
+        ),
         _train_settings(tuning, recipe),
         device=base.where.device,
         autocast_dtype=setting.precision.dtype if tuning.lora is None else None,
@@ -185,15 +187,6 @@ def _reload(tuning: FineTune, base: TeacherBase, folder: Path) -> Teacher:
     if tuning.lora is not None:
         return load_classifier_teacher(base, folder)
     return load_classifier_teacher(replace(base, folder=folder), None, trained_here=True)
-
-
-def _hard_labels(labels_N: torch.Tensor) -> Any:
-    def objective(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
-        labels_B = labels_N[rows_B]
-        everything = torch.ones_like(labels_B, dtype=torch.bool)
-        return distillation_loss(logits_BC, None, labels_B, everything, hard_label_weight=1.0, temperature=1.0)
-
-    return objective
 
 
 def _train_settings(tuning: FineTune, recipe: Recipe) -> TrainSettings:
