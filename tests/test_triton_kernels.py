@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from llm_neo.batching import TokenRows, packed_batch
 from llm_neo.models import adapters
 from llm_neo.models.attention import PackedAttention, Segments
-from llm_neo.models.fused import FusedClassifier, Heads, Layer, Norm, before_attention
+from llm_neo.models.decoder import Heads, Layer, Norm, before_attention
+from llm_neo.models.fused import FusedClassifier
 from llm_neo.models.projection import Adapters, Projection
 from llm_neo.recipe.tree import Lora
 
