@@ -25,7 +25,7 @@ from test_engines import (
 from test_fused import FAMILIES, classifier, token_rows, with_lora
 
 from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
-from llm_neo.captured import CapturedEngine, _padded, _unpacked, bucket
+from llm_neo.captured import CapturedEngine, bucket, padded, unpacked
 from llm_neo.checkpoint import CheckpointStore
 from llm_neo.errors import NonFiniteError
 from llm_neo.evaluate import classifier_forward, score_rows
@@ -64,9 +64,9 @@ def round_trip(lengths: list[int], rows: int, rows_of_step: int) -> tuple[Batch,
     order = np.arange(len(lengths))[::-1].copy()
     batch = packed_batch(token_rows(*lengths), order)
     tokens = bucket(batch.tokens + rows - len(lengths) + 1)
-    values = _padded(batch, tokens, rows, rows_of_step)
+    values = padded(batch, tokens, rows, rows_of_step)
     assert values.dtype == torch.int32
-    return batch, *_unpacked(values, tokens, rows, max(lengths))
+    return batch, *unpacked(values, tokens, rows, max(lengths))
 
 
 def test_a_padded_batch_by_hand() -> None:
@@ -119,7 +119,7 @@ def test_the_texts_of_a_padded_batch_have_the_logits_of_the_batch_itself(family:
 def test_texts_of_one_length_are_no_batch_for_a_graph() -> None:
     square = Batch(torch.ones(2, 3, dtype=torch.long), None, None, torch.tensor([2, 5]), torch.arange(2))
     with pytest.raises(AssertionError, match="packed"):
-        _padded(square, 64, 2, 2)
+        padded(square, 64, 2, 2)
 
 
 def test_a_batch_keeps_one_tensor_for_both_starts() -> None:
@@ -133,7 +133,7 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def replay(self: CapturedEngine, batch: Batch, rows: int, *, updates: bool) -> None:
         tokens = bucket(batch.tokens + self._rows - len(batch.rows) + 1)
-        self._body(_padded(batch, tokens, self._rows, rows), tokens, updates=updates)
+        self._body(padded(batch, tokens, self._rows, rows), tokens, updates=updates)
 
     monkeypatch.setattr(CapturedEngine, "_replay", replay)
     monkeypatch.setattr("llm_neo.engines._decide", lambda *_: ("captured", ""))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import llm_neo
-from llm_neo.cli import main
+from llm_neo.cli import machine_is_shared, main
 from llm_neo.recipe import recipe_text
 
 SOURCE = str(Path(llm_neo.__file__).parents[1])
@@ -304,3 +304,12 @@ def test_export_prints_where_it_wrote(
     assert main(["export", "run", "--to", "merged", "--output", "whole"]) == 0
     assert capsys.readouterr().out == "whole\n"
     assert (finished / "whole" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("load", "shared"), [(0.0, False), (2.9, False), (3.1, True)])
+def test_a_machine_is_shared_where_three_quarters_of_it_are_busy(
+    monkeypatch: pytest.MonkeyPatch, load: float, shared: bool
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 9.0, 9.0))
+    assert machine_is_shared() is shared

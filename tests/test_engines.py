@@ -165,9 +165,9 @@ def unknown() -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("wanted", "used", "reason"),
     [
-        ("auto", "fused", "a cpu has no graphs to capture"),
+        ("auto", "fused", "a CPU has no graphs to capture"),
         ("plain", "plain", "the recipe asks for it"),
-        ("captured", "fused", "a cpu has no graphs to capture"),
+        ("captured", "fused", "a CPU has no graphs to capture"),
     ],
 )
 def test_the_engine_on_a_cpu_and_why(wanted: EngineName, used: str, reason: str) -> None:
@@ -201,7 +201,7 @@ def test_the_run_says_which_engine_it_has_and_records_it() -> None:
     run = Run(student(), "captured")
     result = run(settings(epochs=1))
     assert result.engine == "fused"
-    assert run.said[0] == "test: fused engine (a cpu has no graphs to capture)"
+    assert run.said[0] == "test: fused engine (a CPU has no graphs to capture)"
 
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 3}, {"max_gradient_norm": None}], ids=str)

@@ -16,22 +16,12 @@ from typing import Any
 import torch
 
 from llm_neo.batching import Batch
+from llm_neo.buckets import bucket, padded, unpacked
 from llm_neo.engine import NonFiniteStepError, Objective, StepFigures, out_of_memory
 from llm_neo.evaluate import Forward
-from llm_neo.models.attention import Segments
 
 _FIGURES = ("loss", "hard_loss", "soft_loss", "gradient_norm", "learning_rate")
 _WARM_UPS = 1
-
-
-def bucket(tokens: int) -> int:
-    """The smallest bucket that holds `tokens`: multiples of 64 or of an eighth of the size, whichever is more."""
-    step = _bucket_step(tokens)
-    return -(-tokens // step) * step
-
-
-def _bucket_step(tokens: int) -> int:
-    return max(64, 1 << max(0, (tokens - 1).bit_length() - 4))
 
 
 class CapturedEngine:
@@ -132,7 +122,7 @@ class CapturedEngine:
 
     def _replay(self, batch: Batch, rows: int, *, updates: bool) -> None:
         tokens = bucket(batch.tokens + self._rows - len(batch.rows) + 1)
-        values = _padded(batch, tokens, self._rows, rows)
+        values = padded(batch, tokens, self._rows, rows)
         key = (tokens, updates)
         if key not in self._graphs:
             self._graphs[key] = self._capture(tokens, values, updates=updates)
@@ -188,7 +178,7 @@ class CapturedEngine:
 
     def _body(self, inputs: torch.Tensor, tokens: int, *, updates: bool) -> None:
         """What a graph holds: one micro-batch and, with `updates`, the end of the step."""
-        batch, present_B, rows = _unpacked(inputs, tokens, self._rows, self._longest)
+        batch, present_B, rows = unpacked(inputs, tokens, self._rows, self._longest)
         with self._autocast():
             logits_BC = self._forward(batch)[: self._rows]
         losses = self._objective(logits_BC.float(), batch.rows)
@@ -230,42 +220,3 @@ class CapturedEngine:
 
 def _slots(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, torch.Tensor)]
-
-
-def _padded(batch: Batch, tokens: int, rows: int, rows_of_step: int) -> torch.Tensor:
-    """A packed batch as one vector of int32 in pinned memory, filled up to `tokens` tokens and `rows` texts.
-
-    Each missing text is a segment of one token and what is left of the bucket is one more, so that no segment is empty.
-    """
-    assert batch.segments is not None and batch.position_ids is not None, "graphs take packed batches"
-    there = len(batch.rows)
-    values = torch.zeros(2 * tokens + 2 * rows + rows + 3, dtype=torch.int32, pin_memory=torch.cuda.is_available())
-    ids, positions, starts, texts, present, total = values.split([tokens, tokens, rows + 2, rows, rows, 1])
-    ids[: batch.tokens] = batch.input_ids[0]
-    positions[: batch.tokens] = batch.position_ids[0]
-    rest = batch.tokens + rows - there
-    positions[rest:] = torch.arange(tokens - rest, dtype=torch.int32)
-    starts[:there] = batch.segments.query_starts[:-1]
-    starts[there : rows + 1] = torch.arange(batch.tokens, rest + 1, dtype=torch.int32)
-    starts[rows + 1] = tokens
-    # A missing text counts for nothing, but what it is compared with must be finite where this batch is.
-    texts[:there], texts[there:] = batch.rows, batch.rows[0]
-    present[:there] = 1
-    total[0] = rows_of_step
-    return values
-
-
-def _unpacked(
-    inputs: torch.Tensor, tokens: int, rows: int, longest_text: int
-) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-    """The batch, which of its texts are there (B,), and the rows of the whole step (a scalar), all on the device."""
-    ids, positions, starts, texts, present, total = inputs.split([tokens, tokens, rows + 2, rows, rows, 1])
-    longest = min(tokens, max(longest_text, _bucket_step(tokens)))
-    batch = Batch(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        segments=Segments(starts, starts, longest, longest),
-        last_token=starts[1:].long() - 1,
-        rows=texts.long(),
-    )
-    return batch, present.bool(), total[0]

@@ -127,7 +127,7 @@ def _decide(model: torch.nn.Module, device: torch.device, wanted: EngineName) ->
             raise InputError(f"runtime.engine: captured cannot train this model: {reason}; choose auto or plain")
         return "plain", reason
     if device.type != "cuda":
-        return "fused", f"a {device.type} has no graphs to capture"
+        return "fused", f"a {device.type.upper()} has no graphs to capture"
     return "captured", ""
 
 
