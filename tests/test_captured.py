@@ -25,7 +25,8 @@ from test_engines import (
 from test_fused import FAMILIES, classifier, token_rows, with_lora
 
 from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
-from llm_neo.captured import CapturedEngine, bucket, padded, unpacked
+from llm_neo.buckets import bucket, padded, unpacked
+from llm_neo.captured import CapturedEngine
 from llm_neo.checkpoint import CheckpointStore
 from llm_neo.errors import NonFiniteError
 from llm_neo.evaluate import classifier_forward, score_rows
