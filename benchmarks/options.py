@@ -23,8 +23,8 @@ class Options:
         steps: timed steps of each variant; None = what suits the device.
         growth: also measure how the time grows with the problem.
         toy: tiny random models on the CPU, to see that everything works.
-        data: labelled text, TSV with the header `sentence<TAB>label`; only where the models read text (CPU).
-        lengths: a token count on each line; only where token ids are random (GPU).
+        data: labelled text, TSV with the header `sentence<TAB>label`; beside `lengths`, whose words stand for tokens.
+        lengths: a token count on each line, for the models of the GPU, which have no tokenizer.
         score_rows: rows that e and f score; None = what suits the device, 0 = all.
         whole_epoch: letters among e and f that score and train a whole epoch instead of a part; it needs as many rows.
         growth_engine: "plain" or "captured" (which is the fused one on a CPU).
@@ -56,7 +56,7 @@ def parse(words: Sequence[str]) -> Options:
     parser.add_argument("--steps", type=_positive, help="timed steps of each variant")
     parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True, help="also the growth curves")
     parser.add_argument("--toy", action="store_true", help="tiny random models on the CPU")
-    parser.add_argument("--data", type=_file, help="TSV, header sentence<TAB>label: text for the CPU's models")
+    parser.add_argument("--data", type=_file, help="TSV, header sentence<TAB>label: the text of the rows")
     parser.add_argument(
         "--lengths", type=_file, help=f"tokens of a row on each line, for the GPU (or ${LENGTHS_VARIABLE})"
     )

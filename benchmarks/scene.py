@@ -1,6 +1,7 @@
 """What a measuring process works with: device, precision, models, rows and how much of them to run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +18,10 @@ from benchmarks.workload import (
     read_lengths,
     synthetic_lengths,
     text_workload,
+    word_workload,
 )
 from llm_neo.data import read_texts
+from llm_neo.errors import InputError
 from llm_neo.recipe import TextSource, load_recipe
 from llm_neo.runtime import select_device, select_precision
 
@@ -68,21 +71,35 @@ def _of_texts(models: PretrainedModels, options: Options) -> Workload:
     from transformers import AutoTokenizer
 
     if options.data is not None:
-        source, name = TextSource(source=str(options.data), text="sentence"), f"text of {options.data.name}"
+        texts, name = _texts_of(options.data), f"text of {options.data.name}"
     else:
         snippets = load_recipe("quickstart").data.train
         source = TextSource(source=snippets.source, columns=snippets.columns, text=snippets.text)
-        name = "movie-review snippets of the quickstart"
-    texts = [row.text[0] for row in read_texts(source).rows]
+        texts, name = [row.text[0] for row in read_texts(source).rows], "movie-review snippets of the quickstart"
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(models.source.folder)
     return text_workload(texts, tokenizer, Epoch(), name, options.seed)
 
 
 def _of_lengths(vocabulary: int, options: Options) -> Workload:
     epoch = TOY_EPOCH if options.toy else Epoch()
-    if options.lengths is not None and not options.toy:
-        lengths, name = read_lengths(options.lengths), f"random tokens, lengths of {options.lengths.name}"
-    else:
+    if options.lengths is None or options.toy:
         lengths = synthetic_lengths(epoch.rows, options.seed)
         name = f"random tokens, synthetic lengths (geometric, {MEAN_TOKENS} tokens on average)"
-    return random_workload(lengths, vocabulary, epoch, name, options.seed)
+        return random_workload(lengths, vocabulary, epoch, name, options.seed)
+    lengths = read_lengths(options.lengths)
+    if options.data is None:
+        return random_workload(
+            lengths, vocabulary, epoch, f"random tokens, lengths of {options.lengths.name}", options.seed
+        )
+    texts = _texts_of(options.data)
+    if len(texts) != len(lengths):
+        raise InputError(
+            f"--data {options.data} has {len(texts)} rows and --lengths {options.lengths} has {len(lengths)}; "
+            "each row needs its own length"
+        )
+    name = f"words of {options.data.name} as tokens, lengths of {options.lengths.name}"
+    return word_workload(texts, lengths, vocabulary, epoch, name, options.seed)
+
+
+def _texts_of(file: Path) -> list[str]:
+    return [row.text[0] for row in read_texts(TextSource(source=str(file), text="sentence")).rows]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 
@@ -161,6 +162,30 @@ def random_workload(lengths: "NDArray[np.int64]", vocabulary: int, epoch: Epoch,
     tokens[offsets[:-1]] = 0
     rows = TokenRows(tuple(str(row) for row in range(len(lengths))), tokens, offsets)
     return _workload(rows, epoch, source, seed)
+
+
+def word_workload(
+    texts: Sequence[str], lengths: "NDArray[np.int64]", vocabulary: int, epoch: Epoch, source: str, seed: int
+) -> Workload:
+    """The workload of texts that begin alike where they do, for a vocabulary whose tokenizer is not at hand.
+
+    A word is one token, the same wherever it stands; a row is cut to its length, or filled up to it with random tokens
+    at its end, which no other row shares.
+
+    Args:
+        texts: of the rows.
+        lengths: tokens of each row, (N,).
+        vocabulary: of the models.
+        epoch: what is costed.
+        source: where texts and lengths are from.
+        seed: of the tokens at the ends.
+    """
+    workload = random_workload(lengths, vocabulary, epoch, source, seed)
+    tokens, offsets = workload.rows.tokens.copy(), workload.rows.offsets
+    for start, end, text in zip(offsets[:-1], offsets[1:], texts, strict=True):
+        words = text.split()[: end - start - 1]
+        tokens[start + 1 : start + 1 + len(words)] = [1 + crc32(word.encode()) % (vocabulary - 2) for word in words]
+    return _workload(TokenRows(workload.rows.ids, tokens, offsets), epoch, source, seed)
 
 
 def equal_rows(count: int, length: int, vocabulary: int, seed: int) -> TokenRows:

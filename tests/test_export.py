@@ -93,7 +93,9 @@ def test_transformers_alone_answers_as_the_run(folder: Path, merged: Path, name:
     with torch.no_grad():
         answers_NC = model(**tokenizer(*columns, padding=True, truncation=True, return_tensors="pt")).logits.float()
     difference_N = (answers_NC - logits_NC).abs().amax(1)
-    assert difference_N.max() <= (0.05 if name == "bfloat16" else 1e-4)
+    # A processor without bfloat16 units rounds in other places: some steps of the grid at the largest logit.
+    grid = 2.0 ** (logits_NC.abs().max().log2().floor().item() - 7)
+    assert difference_N.max() <= (max(0.05, 6 * grid) if name == "bfloat16" else 1e-4)
     best_N2 = logits_NC.topk(2).values
     same_N = answers_NC.argmax(1) == logits_NC.argmax(1)
     assert (same_N | (best_N2[:, 0] - best_N2[:, 1] <= 2 * difference_N)).all()

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from llm_neo.batching import TokenRows, packed_batch
 from llm_neo.models import adapters
 from llm_neo.models.attention import PackedAttention, Segments
-from llm_neo.models.decoder import Heads, Layer, Norm, before_attention
+from llm_neo.models.decoder import Heads, Layer, Norm, before_attention, rotated
 from llm_neo.models.fused import FusedClassifier
 from llm_neo.models.projection import Adapters, Projection
 from llm_neo.recipe.tree import Lora
@@ -34,18 +34,20 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("last_only", [False, True])
-def test_short_attention_equals_the_padded_form(last_only: bool) -> None:
+@pytest.mark.parametrize("shared", [2, 3])
+@pytest.mark.parametrize("ends", [[5, 6, 22, 30], [40, 45, 140]])
+def test_short_attention_equals_the_padded_form(ends: list[int], shared: int, last_only: bool) -> None:
     from llm_neo.models.short_attention import ShortAttention
 
-    starts = torch.tensor([0, 5, 6, 22, 30], dtype=torch.int32)
-    joint = torch.randn(30, 8, 64)
-    q, k, v = (part.clone().requires_grad_() for part in joint.split([4, 2, 2], dim=1))
-    segments = Segments(starts, starts, 16, 16)
+    starts, tokens = torch.tensor([0, *ends], dtype=torch.int32), ends[-1]
+    joint, longest_text = torch.randn(tokens, 2 * shared + 4, 64), int(starts.diff().max())
+    q, k, v = (part.clone().requires_grad_() for part in joint.split([2 * shared, 2, 2], dim=1))
+    segments = Segments(starts, starts, longest_text, longest_text)
     queries = q
     if last_only:
         segments, queries = segments.last_queries(), q[starts[1:].long() - 1]
     longest = (segments.longest_query, segments.longest_key)
-    expected = PackedAttention(segments, len(queries), 30, packed_kernel=False)(queries, k, v, 0.125)
+    expected = PackedAttention(segments, len(queries), tokens, packed_kernel=False)(queries, k, v, 0.125)
     found = ShortAttention.apply(queries, k, v, segments.query_starts, segments.key_starts, longest, 0.125)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(expected)
@@ -62,6 +64,7 @@ class Problem:
 
     def __init__(self) -> None:
         self.x = torch.randn(T, WIDTH, requires_grad=True)
+        self.constant = torch.randn(T, WIDTH)
         self.gain, self.weight = torch.randn(WIDTH), torch.randn(sum(OUTPUTS), WIDTH) / 10
         self.downs = [torch.randn(RANK, WIDTH, requires_grad=True) for _ in range(3)]
         self.ups = [torch.randn(outputs, RANK, requires_grad=True) for outputs in OUTPUTS]
@@ -70,32 +73,28 @@ class Problem:
         self.learnt = [self.x, *self.downs, *self.ups]
 
     def by_kernels(self, dropout: float, seed: int = 7) -> tuple[torch.Tensor, ...]:
-        from llm_neo.models.lora_kernels import NormProjectRotate
+        """Two layers, the first of a constant, so that the gradients of both are computed at once."""
+        from llm_neo.models.lora_attention import LoraAttention
 
-        x, *matrices = self.learnt
+        branches = Adapters(OUTPUTS, tuple(self.downs), tuple(self.ups), SCALE, dropout)
+        projection = Projection(self.weight, None, (), branches)
         shape = (QUERY_HEADS, KEY_HEADS, D)
-        outputs: tuple[torch.Tensor, ...] = NormProjectRotate.apply(
-            x,
-            self.gain,
-            self.weight,
-            self.cos,
-            self.sin,
-            torch.tensor([seed]),
-            shape,
-            EPSILON,
-            SCALE,
-            dropout,
-            *matrices,
-        )
-        return outputs
+        layers = LoraAttention([projection, projection], shape, self.cos, self.sin, training=True)
+        layers.seeds.copy_(torch.tensor([seed, seed + 1]))
+        first = layers(0, self.constant, self.gain, EPSILON)
+        second = layers(1, self.x, self.gain, EPSILON)
+        return (*first[:3], *second)
 
-    def plainly(self) -> tuple[torch.Tensor, ...]:
+    def plain_layer(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         branches = Adapters(OUTPUTS, tuple(self.downs), tuple(self.ups), SCALE, 0.0)
         projection = Projection(self.weight, None, (), branches)
         norm, unused = Norm(self.gain, EPSILON), Projection(None, None, (), None)
         layer = Layer(norm, projection, None, None, unused, norm, unused, unused)
         heads = Heads(QUERY_HEADS, KEY_HEADS, D, 1.0)
-        return (*before_attention(self.x, self.cos[:, None], self.sin[:, None], layer, heads, True), self.x)
+        return before_attention(x, self.cos[:, None], self.sin[:, None], layer, heads, True)
+
+    def plainly(self) -> tuple[torch.Tensor, ...]:
+        return (*self.plain_layer(self.constant), *self.plain_layer(self.x), self.x)
 
 
 @LOOPS
@@ -148,7 +147,9 @@ def test_dropout_drops_its_share_anew_for_each_seed_and_branch() -> None:
 
 
 @LOOPS
-def test_a_classifier_by_kernels_equals_the_one_without() -> None:
+def test_a_classifier_by_kernels_equals_the_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_neo.models.lora_attention import fits
+
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=128,
@@ -167,12 +168,48 @@ def test_a_classifier_by_kernels_equals_the_one_without() -> None:
     for parameter in learnt:
         parameter.data += 0.05 * torch.randn_like(parameter)
     batch = packed_batch(TokenRows(("a", "b"), np.arange(20), np.array([0, 7, 20])), np.arange(2))
-    fused = FusedClassifier(adapted.train())
-    expected = fused(batch)
+    expected = FusedClassifier(adapted.train())(batch)
     wanted = torch.autograd.grad(expected.square().sum(), learnt)
-    fused._kernels = all(map(fused._has_kernels, fused._layers[:-1]))
+    monkeypatch.setattr(FusedClassifier, "_fits_kernels", lambda self: fits([x.keys_values for x in self._layers], 32))
+    fused = FusedClassifier(adapted, compiled=True)
     assert fused._kernels
     found = fused(batch)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for mine, theirs in zip(torch.autograd.grad(found.square().sum(), learnt), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_the_norm_equals_the_plain_form() -> None:
+    from llm_neo.models import elementwise_kernels as kernels
+
+    x, gain, d_out, d_kept = torch.randn(7, 96), torch.randn(96), torch.randn(7, 96), torch.randn(7, 96)
+    x.requires_grad_()
+    expected = gain * x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + EPSILON)
+    (wanted,) = torch.autograd.grad((expected * d_out).sum(), x)
+    found, rescale = kernels.norm(x.detach(), gain, EPSILON)
+    torch.testing.assert_close(found, expected)
+    for kept, whole in ((None, wanted), (d_kept, wanted + d_kept)):
+        torch.testing.assert_close(kernels.norm_back(x.detach(), gain, rescale, d_out, kept), whole)
+
+
+def test_the_gated_unit_equals_the_plain_form() -> None:
+    from llm_neo.models import elementwise_kernels as kernels
+
+    both, d_out = torch.randn(5, 160, requires_grad=True), torch.randn(5, 80)
+    gate, up = both.chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    (wanted,) = torch.autograd.grad((expected * d_out).sum(), both)
+    torch.testing.assert_close(kernels.gated(gate.detach(), up.detach()), expected)
+    d_both = torch.empty_like(both)
+    kernels.gated_back(gate.detach(), up.detach(), d_out, *d_both.chunk(2, dim=-1))
+    torch.testing.assert_close(d_both, wanted)
+
+
+def test_turning_heads_equals_the_plain_form_and_back_undoes_it() -> None:
+    from llm_neo.models import elementwise_kernels as kernels
+
+    joint, angle = torch.randn(6, 5, D), torch.randn(6, 1, D // 2).repeat(1, 1, 2)
+    cos, sin, x = angle.cos(), angle.sin(), joint[:, 1:4]
+    turned = kernels.turn(x, cos, sin, torch.empty(6, 3, D), back=False)
+    torch.testing.assert_close(turned, rotated(x, cos, sin))
+    torch.testing.assert_close(kernels.turn(turned, cos, sin, torch.empty(6, 3, D), back=True), x.contiguous())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_neo.models.elementwise import FrozenNorm, GatedUnit, RotateJoint
+from llm_neo.models.elementwise import FrozenNorm, GatedPair, GatedUnit, RotateJoint, has_kernels
 from llm_neo.models.projection import Projection, joined, project, project_each
 
 FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
@@ -28,8 +28,8 @@ class Layer(NamedTuple):
 
     Attributes:
         before_attention: norm of the attention's input.
-        keys_values: of all tokens; the queries come first, but for the last layer.
-        queries: of the last layer, which needs them for the pooled tokens alone; None in the others.
+        keys_values: of all tokens; the queries come first, unless they stand apart.
+        queries: of the last layer, which needs them for the pooled tokens alone; None where they do not stand apart.
         head_norms: of each head's queries and keys (Qwen3), or None.
         output: of the attention.
         before_mlp: norm of the MLP's input.
@@ -88,14 +88,13 @@ def before_last_attention(
 
 def after_attention(x_TW: Tensor, out_THD: Tensor, layer: Layer, training: bool) -> Tensor:
     """What a layer makes of its attention's output: the next layer's input, (T, W)."""
-    x_TW = x_TW + project(out_THD.flatten(1), layer.output, training=training)
-    normed = rms_norm(x_TW, layer.before_mlp)
+    x_TW = project(out_THD.flatten(1), layer.output, training=training, onto=x_TW)
+    normed, x_TW = _norm_and_input(x_TW, layer.before_mlp)
     if layer.gate_up.weight is None:
-        gate, up = project_each(normed, layer.gate_up, training=training)
-        inner = F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
+        inner = _gated_pair(*project_each(normed, layer.gate_up, training=training))
     else:
         inner = gated(project(normed, layer.gate_up, training=training))
-    return x_TW + project(inner, layer.down, training=training)
+    return project(inner, layer.down, training=training, onto=x_TW)
 
 
 def gated(gate_up: Tensor) -> Tensor:
@@ -107,14 +106,26 @@ def gated(gate_up: Tensor) -> Tensor:
     return out
 
 
+def _gated_pair(gate: Tensor, up: Tensor) -> Tensor:
+    if not (torch.is_grad_enabled() or has_kernels(gate)):
+        return F.silu(gate, inplace=True).mul_(up)
+    out: Tensor = GatedPair.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """`gain * x / sqrt(mean(x^2) + epsilon)`, computed in float32 as transformers does (Zhang and Sennrich 2019)."""
+    return _norm_and_input(x, norm)[0]
+
+
+def _norm_and_input(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The norm, and x as it goes on beside it."""
     if not (norm.gain.requires_grad or torch.compiler.is_compiling()):
-        normed: Tensor = FrozenNorm.apply(x, norm.gain, norm.epsilon)  # type: ignore[no-untyped-call]
-        return normed
+        both: tuple[Tensor, Tensor] = FrozenNorm.apply(x, norm.gain, norm.epsilon)  # type: ignore[no-untyped-call]
+        return both
     precise = x.float()
     scaled = precise * torch.rsqrt(precise.pow(2).mean(dim=-1, keepdim=True) + norm.epsilon)
-    return norm.gain * scaled.to(x.dtype)
+    return norm.gain * scaled.to(x.dtype), x
 
 
 def _rotated_joint(joint: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,8 +139,8 @@ def rotated(x_THD: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
     return x_THD * cos_T1D + torch.cat((-second, first), dim=-1) * sin_T1D
 
 
-def read_layer(layer: Any, *, is_last: bool) -> Layer:
-    """A layer of transformers as this module computes it, weights not copied; the last one's queries stand apart.
+def read_layer(layer: Any, *, queries_apart: bool) -> Layer:
+    """A layer of transformers as this module computes it, weights not copied; in the last one queries may stand apart.
 
     Raises:
         NotImplementedError: a linear layer computes something else; the message says what.
@@ -139,8 +150,8 @@ def read_layer(layer: Any, *, is_last: bool) -> Layer:
     head_norms = (read_norm(attention.q_norm), read_norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
     return Layer(
         before_attention=read_norm(layer.input_layernorm),
-        keys_values=joined(three[1:] if is_last else three),
-        queries=joined(three[:1]) if is_last else None,
+        keys_values=joined(three[1:] if queries_apart else three),
+        queries=joined(three[:1]) if queries_apart else None,
         head_norms=head_norms,
         output=joined([attention.o_proj]),
         before_mlp=read_norm(layer.post_attention_layernorm),

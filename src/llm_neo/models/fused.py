@@ -11,7 +11,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from shutil import which
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from llm_neo.assets import cache_folder
 from llm_neo.models.attention import PackedAttention, Segments, has_packed_kernel
 from llm_neo.models.decoder import (
     Heads,
-    Layer,
     after_attention,
     before_attention,
     before_last_attention,
@@ -30,6 +29,9 @@ from llm_neo.models.decoder import (
     refuse_other_arithmetic,
     rms_norm,
 )
+
+if TYPE_CHECKING:
+    from llm_neo.models.lora_attention import LoraAttention
 
 
 def can_compile() -> bool:
@@ -76,16 +78,15 @@ class FusedClassifier:
         self._heads = Heads(
             backbone.config.num_attention_heads, backbone.config.num_key_value_heads, width, attention.scaling
         )
-        last = len(backbone.layers) - 1
-        self._layers = [read_layer(layer, is_last=index == last) for index, layer in enumerate(backbone.layers)]
+        self._layers = [read_layer(layer, queries_apart=False) for layer in backbone.layers]
         self._norm = read_norm(backbone.norm)
-        self._dtype = self._norm.gain.dtype
-        self._before, self._after = before_attention, after_attention
-        self._before_last, self._kernels = before_last_attention, False
-        if compiled and all(layer.output.weight is not None for layer in self._layers):
+        self._kernels = compiled and self._fits_kernels()
+        if not self._kernels:
+            self._layers[-1] = read_layer(backbone.layers[-1], queries_apart=True)
+        self._before, self._after, self._before_last = before_attention, after_attention, before_last_attention
+        if compiled and not self._kernels and all(layer.output.weight is not None for layer in self._layers):
             self._before, self._after = torch.compile(before_attention), torch.compile(after_attention)
             self._before_last = torch.compile(before_last_attention)
-            self._kernels = self._dtype == torch.bfloat16 and all(map(self._has_kernels, self._layers[:-1]))
 
     @property
     def training(self) -> bool:
@@ -124,22 +125,27 @@ class FusedClassifier:
         self._any_length(hidden_TW, cos, sin)
         keys = len(tokens_T) if segments.key_index is None else len(segments.key_index)
         attention = PackedAttention(segments, len(tokens_T), keys, packed_kernel=kernel)
-        seeds = torch.randint(2**31, (len(self._layers),), device=hidden_TW.device) if self._kernels else None
+        by_kernels = self._pass_by_kernels(cos, sin) if self._kernels else None
         for index, layer in enumerate(self._layers[:-1]):
-            if seeds is None:
+            if by_kernels is None:
                 q, k, v = self._before(hidden_TW, cos, sin, layer, self._heads, self.training)
             else:
-                q, k, v, hidden_TW = self._before_by_kernels(hidden_TW, cos, sin, layer, seeds[index])
+                q, k, v, hidden_TW = by_kernels(index, hidden_TW, *layer.before_attention)
             out = attention(q, k, v, self._heads.scale)
             self._any_length(hidden_TW, out)
             hidden_TW = self._after(hidden_TW, out, layer, self.training)
         last_S = segments.query_starts[1:].long() - 1
         ends = segments.last_queries()
         attention = PackedAttention(ends, len(last_S), keys, packed_kernel=kernel)
-        self._any_length(hidden_TW)
-        q, k, v = self._before_last(hidden_TW, last_S, cos, sin, self._layers[-1], self._heads, self.training)
+        layer = self._layers[-1]
+        if by_kernels is None:
+            self._any_length(hidden_TW)
+            q, k, v = self._before_last(hidden_TW, last_S, cos, sin, layer, self._heads, self.training)
+        else:
+            q, k, v, hidden_TW = by_kernels(len(self._layers) - 1, hidden_TW, *layer.before_attention)
+            q = q.index_select(0, last_S)
         out = attention(q, k, v, self._heads.scale)
-        hidden_SW = after_attention(hidden_TW[last_S], out, self._layers[-1], self.training)
+        hidden_SW = after_attention(hidden_TW.index_select(0, last_S), out, layer, self.training)
         return rms_norm(hidden_SW, self._norm)
 
     def _any_length(self, *tensors: Tensor) -> None:
@@ -148,34 +154,20 @@ class FusedClassifier:
             for tensor in tensors:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
-    def _has_kernels(self, layer: Layer) -> bool:
-        from llm_neo.models.lora_kernels import fits
+    def _fits_kernels(self) -> bool:
+        """Whether what stands before every attention is what the Triton kernels compute."""
+        gain = self._norm.gain
+        if not gain.is_cuda or gain.dtype != torch.bfloat16 or any(layer.head_norms for layer in self._layers):
+            return False
+        from llm_neo.models.lora_attention import fits
 
-        return layer.head_norms is None and fits(layer.keys_values, self._heads.width)
+        return fits([layer.keys_values for layer in self._layers], self._heads.width)
 
-    def _before_by_kernels(
-        self, hidden_TW: Tensor, cos: Tensor, sin: Tensor, layer: Layer, seed: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`before_attention` and the states themselves, whose gradient the kernels add to that of the rest."""
-        from llm_neo.models.lora_kernels import NormProjectRotate
+    def _pass_by_kernels(self, cos: Tensor, sin: Tensor) -> "LoraAttention":
+        from llm_neo.models.lora_attention import LoraAttention
 
-        adapters, heads = layer.keys_values.adapters, self._heads
-        assert adapters is not None, "only layers with branches have kernels"
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = NormProjectRotate.apply(  # type: ignore[no-untyped-call]
-            hidden_TW,
-            layer.before_attention.gain,
-            layer.keys_values.weight,
-            cos.flatten(1),
-            sin.flatten(1),
-            seed,
-            (heads.queries, heads.keys, heads.width),
-            layer.before_attention.epsilon,
-            adapters.scale,
-            adapters.dropout if self.training else 0.0,
-            *adapters.down,
-            *adapters.up,
-        )
-        return outputs
+        projections = [layer.keys_values for layer in self._layers]
+        return LoraAttention(projections, self._heads[:3], cos.flatten(1), sin.flatten(1), training=self.training)
 
     def _arithmetic(self, hidden: Tensor) -> torch.dtype:
         kind = hidden.device.type

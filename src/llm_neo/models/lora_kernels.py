@@ -1,54 +1,36 @@
-"""Triton kernels for what stands before an attention: norm, q, k and v with their LoRA branches, rotary positions.
+"""Triton kernels for what stands before an attention: norm, LoRA branches of q, k and v, rotary positions; and back.
 
-The frozen product is the matrix library's; all else is one kernel before it and one after it, where a chain of small
-operations would cost a launch each. Rank 4 leaves a matrix unit idle, so the branches' sums are done where their
-inputs are in registers anyway. Dropout's mask is never stored: forward and backward draw it from the same seed.
+The frozen product between them is the matrix library's. A program takes 16 tokens and a piece of the width (or some
+heads), so that every matrix of a branch is read once for 16 tokens; sums over the width that several programs share
+are left in pieces that the next kernel adds, in the same order each time. Rank 4 fills a corner of the smallest tile.
+Dropout's mask is never stored: forward and backward draw it from the same seed. The gradients of the branches' matrices
+are not on the way to any other: they are computed for all layers at once, in the end.
 
-Shapes: T tokens, W hidden width, N = 3 branches (q, k, v), R rank, H heads of all three, D the width of a head,
-O = H * D outputs.
+Shapes: T tokens, W hidden width, R rank, H heads of queries, keys and values together, D the width of a head, O = H * D
+outputs, P pieces of the width, G groups of heads, L layers. Branch 0 is q, 1 is k, 2 is v.
 """
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
-from llm_neo.models.projection import Projection
+BLOCK_T = 16
+"""Tokens of a program."""
 
-_LARGEST_RANK = 16
+LARGEST_RANK = 16
+"""Columns of the tile that holds a branch's low-rank values."""
 
 
 @triton.jit
-def _kept(x, seed, branch, row, column, width, dropout):  # type: ignore[no-untyped-def]
-    """The values that a branch sees, scaled; the mask depends on seed, branch, token and column alone."""
-    draw = tl.rand(seed, (branch * 65536 + row) * width + column)
+def _draws(seed, row, column, width):  # type: ignore[no-untyped-def]
+    """A number in [0, 1) for each branch; Philox with 7 rounds, the fewest that pass all tests (Salmon et al. 2011)."""
+    first, second, third, _ = tl.rand4x(seed, row[:, None] * width + column[None, :], 7)
+    return first, second, third
+
+
+@triton.jit
+def _kept(x, draw, dropout):  # type: ignore[no-untyped-def]
+    """The values that a branch sees, scaled up for those that it does not."""
     return tl.where(draw >= dropout, x / (1.0 - dropout), 0.0)
-
-
-@triton.jit
-def _norm_down(  # type: ignore[no-untyped-def]
-    x_ptr, gain_ptr, a0, a1, a2, seed_ptr, xn_ptr, low_ptr, scale_ptr, width, epsilon, dropout,
-    R: tl.constexpr, BLOCK: tl.constexpr, DROPS: tl.constexpr,
-):  # fmt: skip
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
-    there = column < width
-    x = tl.load(x_ptr + row * width + column, mask=there, other=0.0)
-    precise = x.to(tl.float32)
-    rescale = 1.0 / tl.sqrt(tl.sum(precise * precise, 0) / width + epsilon)
-    gain = tl.load(gain_ptr + column, mask=there, other=0.0)
-    normed = ((precise * rescale).to(x.dtype) * gain).to(x.dtype)
-    tl.store(xn_ptr + row * width + column, normed, mask=there)
-    tl.store(scale_ptr + row, rescale)
-    seed = tl.load(seed_ptr)
-    for branch in tl.static_range(3):
-        a_ptr = a0 if branch == 0 else (a1 if branch == 1 else a2)
-        seen = normed.to(tl.float32)
-        if DROPS:
-            seen = _kept(seen, seed, branch, row, column, width, dropout)
-        for rank in tl.static_range(R):
-            a = tl.load(a_ptr + rank * width + column, mask=there, other=0.0)
-            tl.store(low_ptr + row * 3 * R + branch * R + rank, tl.sum(seen * a, 0))
 
 
 @triton.jit
@@ -57,201 +39,232 @@ def _branch_of(head, Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def _up_rotate(  # type: ignore[no-untyped-def]
-    base_ptr, low_ptr, up_ptr, cos_ptr, sin_ptr, out_ptr, scale,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+def _first_head(branch, Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.where(branch == 0, 0, tl.where(branch == 1, Q_HEADS, Q_HEADS + K_HEADS))
+
+
+@triton.jit
+def norm_down(  # type: ignore[no-untyped-def]
+    x_ptr, gain_ptr, a0, a1, a2, seed_ptr, xn_ptr, low_ptr, rescale_ptr, tokens, epsilon, dropout,
+    W: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
-    heads = Q_HEADS + 2 * K_HEADS
+    """The norm (T, W), what it multiplied by (T,), and pieces of the branches' lower halves (P, T, 3 R)."""
+    row, piece, rank = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(1), tl.arange(0, 16)
+    is_row = (row < tokens)[:, None]
+    squares = tl.zeros((BLOCK_T, BLOCK_W), tl.float32)
+    # Unrolled, so that all loads are under way at once.
+    for start in tl.static_range(0, W, BLOCK_W):
+        column = start + tl.arange(0, BLOCK_W)
+        there = is_row & (column < W)[None, :]
+        x = tl.load(x_ptr + row[:, None] * W + column[None, :], mask=there, other=0.0).to(tl.float32)
+        squares += x * x
+    rescale = 1.0 / tl.sqrt(tl.sum(squares, 1) / W + epsilon)
+    column = piece * BLOCK_W + tl.arange(0, BLOCK_W)
+    there, place = is_row & (column < W)[None, :], row[:, None] * W + column[None, :]
+    x = tl.load(x_ptr + place, mask=there, other=0.0)
+    gain = tl.load(gain_ptr + column, mask=column < W, other=0.0)
+    normed = ((x.to(tl.float32) * rescale[:, None]).to(x.dtype) * gain[None, :]).to(x.dtype)
+    tl.store(xn_ptr + place, normed, mask=there)
+    if piece == 0:
+        tl.store(rescale_ptr + row, rescale, mask=row < tokens)
+    draw0, draw1, draw2 = _draws(tl.load(seed_ptr), row, column, W)
+    for branch in tl.static_range(3):
+        a_ptr = a0 if branch == 0 else (a1 if branch == 1 else a2)
+        seen = normed.to(tl.float32)
+        if DROPS:
+            seen = _kept(seen, draw0 if branch == 0 else (draw1 if branch == 1 else draw2), dropout)
+        mask = (column < W)[:, None] & (rank < R)[None, :]
+        a = tl.load(a_ptr + rank[None, :] * W + column[:, None], mask=mask, other=0.0)
+        target = low_ptr + (piece * tokens + row[:, None]) * 3 * R + branch * R + rank[None, :]
+        tl.store(target, tl.dot(seen, a), mask=is_row & (rank < R)[None, :])
+
+
+@triton.jit
+def up_rotate(  # type: ignore[no-untyped-def]
+    base_ptr, pieces_ptr, u0, u1, u2, cos_ptr, sin_ptr, out_ptr, low_ptr, tokens, scale,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr,
+    P: tl.constexpr,
+):  # fmt: skip
+    """The frozen product with the branches' upper halves added, q and k turned (T, O); the lower halves (T, 3 R)."""
+    row, head, rank = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(1), tl.arange(0, 16)
+    is_row, is_rank, d = (row < tokens)[:, None], (rank < R)[None, :], tl.arange(0, D // 2)
     branch = _branch_of(head, Q_HEADS, K_HEADS)
-    d = tl.arange(0, D // 2)
-    place = row * heads * D + head * D + d
-    first, second = tl.load(base_ptr + place).to(tl.float32), tl.load(base_ptr + place + D // 2).to(tl.float32)
-    for rank in tl.static_range(R):
-        low = tl.load(low_ptr + row * 3 * R + branch * R + rank) * scale
-        first += low * tl.load(up_ptr + (head * D + d) * R + rank)
-        second += low * tl.load(up_ptr + (head * D + D // 2 + d) * R + rank)
-    if head < Q_HEADS + K_HEADS:
-        cos, sin = tl.load(cos_ptr + row * D + d).to(tl.float32), tl.load(sin_ptr + row * D + d).to(tl.float32)
+    own = head - _first_head(branch, Q_HEADS, K_HEADS)
+    low_place = row[:, None] * 3 * R + branch * R + rank[None, :]
+    low = tl.zeros((BLOCK_T, 16), tl.float32)
+    for piece in tl.static_range(0, P):
+        low += tl.load(pieces_ptr + piece * tokens * 3 * R + low_place, mask=is_row & is_rank, other=0.0)
+    if own == 0:
+        tl.store(low_ptr + low_place, low, mask=is_row & is_rank)
+    up_ptr = u0 if branch == 0 else (u1 if branch == 1 else u2)
+    up_place = up_ptr + (own * D + d)[None, :] * R + rank[:, None]
+    up_first = tl.load(up_place, mask=(rank < R)[:, None], other=0.0)
+    up_second = tl.load(up_place + D // 2 * R, mask=(rank < R)[:, None], other=0.0)
+    place = row[:, None] * (Q_HEADS + 2 * K_HEADS) * D + head * D + d[None, :]
+    first = tl.load(base_ptr + place, mask=is_row, other=0.0).to(tl.float32) + scale * tl.dot(low, up_first)
+    second = tl.load(base_ptr + place + D // 2, mask=is_row, other=0.0).to(tl.float32) + scale * tl.dot(low, up_second)
+    if branch < 2:
+        angle = row[:, None] * D + d[None, :]
+        cos = tl.load(cos_ptr + angle, mask=is_row, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + angle, mask=is_row, other=0.0).to(tl.float32)
         first, second = first * cos - second * sin, second * cos + first * sin
-    tl.store(out_ptr + place, first.to(out_ptr.dtype.element_ty))
-    tl.store(out_ptr + place + D // 2, second.to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + place, first.to(out_ptr.dtype.element_ty), mask=is_row)
+    tl.store(out_ptr + place + D // 2, second.to(out_ptr.dtype.element_ty), mask=is_row)
 
 
 @triton.jit
-def _rotate_back(  # type: ignore[no-untyped-def]
-    dq_ptr, dk_ptr, dv_ptr, up_ptr, cos_ptr, sin_ptr, d_base_ptr, d_low_ptr, scale,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr,
+def rotate_back(  # type: ignore[no-untyped-def]
+    dq_ptr, dk_ptr, dv_ptr, u0, u1, u2, cos_ptr, sin_ptr, d_base_ptr, d_pieces_ptr, tokens, scale,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr,
+    MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    row, branch = tl.program_id(0), tl.program_id(1)
-    head, d = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, D // 2)[None, :]
-    cos, sin = tl.load(cos_ptr + row * D + d).to(tl.float32), tl.load(sin_ptr + row * D + d).to(tl.float32)
-    if branch == 2:
-        # Values are not turned.
-        cos, sin = tl.full((1, D // 2), 1.0, tl.float32), tl.zeros((1, D // 2), tl.float32)
+    """Gradients of the frozen product (T, O) and, a piece for each group of heads, of the lower halves (G, T, R)."""
+    row, group, rank = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(1), tl.arange(0, 16)
+    is_row, is_rank, d = (row < tokens)[:, None], (rank < R)[None, :], tl.arange(0, D // 2)
+    branch = _branch_of(group * MEMBERS, Q_HEADS, K_HEADS)
+    before = _first_head(branch, Q_HEADS, K_HEADS)
     source = dq_ptr if branch == 0 else (dk_ptr if branch == 1 else dv_ptr)
+    up_ptr = u0 if branch == 0 else (u1 if branch == 1 else u2)
     count = tl.where(branch == 0, Q_HEADS, K_HEADS)
-    before = tl.where(branch == 0, 0, tl.where(branch == 1, Q_HEADS, Q_HEADS + K_HEADS))
-    there = (head < count) & (d < D)
-    place = (row * count + head) * D + d
-    first = tl.load(source + place, mask=there, other=0.0).to(tl.float32)
-    second = tl.load(source + place + D // 2, mask=there, other=0.0).to(tl.float32)
-    first, second = first * cos + second * sin, second * cos - first * sin
-    target = (row * (Q_HEADS + 2 * K_HEADS) + before + head) * D + d
-    tl.store(d_base_ptr + target, first.to(d_base_ptr.dtype.element_ty), mask=there)
-    tl.store(d_base_ptr + target + D // 2, second.to(d_base_ptr.dtype.element_ty), mask=there)
-    up_place = ((before + head) * D + d) * R
-    for rank in tl.static_range(R):
-        up_first = tl.load(up_ptr + up_place + rank, mask=there, other=0.0)
-        up_second = tl.load(up_ptr + up_place + (D // 2) * R + rank, mask=there, other=0.0)
-        total = tl.sum(tl.sum(first * up_first + second * up_second, 1), 0)
-        tl.store(d_low_ptr + row * 3 * R + branch * R + rank, total * scale)
+    angle = row[:, None] * D + d[None, :]
+    # Values are not turned.
+    cos = tl.where(branch < 2, tl.load(cos_ptr + angle, mask=is_row, other=0.0).to(tl.float32), 1.0)
+    sin = tl.where(branch < 2, tl.load(sin_ptr + angle, mask=is_row, other=0.0).to(tl.float32), 0.0)
+    total = tl.zeros((BLOCK_T, 16), tl.float32)
+    for member in tl.static_range(MEMBERS):
+        head = group * MEMBERS + member
+        own = head - before
+        place = (row[:, None] * count + own) * D + d[None, :]
+        x = tl.load(source + place, mask=is_row, other=0.0).to(tl.float32)
+        y = tl.load(source + place + D // 2, mask=is_row, other=0.0).to(tl.float32)
+        first, second = x * cos + y * sin, y * cos - x * sin
+        target = d_base_ptr + row[:, None] * (Q_HEADS + 2 * K_HEADS) * D + head * D + d[None, :]
+        tl.store(target, first.to(d_base_ptr.dtype.element_ty), mask=is_row)
+        tl.store(target + D // 2, second.to(d_base_ptr.dtype.element_ty), mask=is_row)
+        up_place = up_ptr + (own * D + d)[:, None] * R + rank[None, :]
+        total += tl.dot(first, tl.load(up_place, mask=is_rank, other=0.0))
+        total += tl.dot(second, tl.load(up_place + D // 2 * R, mask=is_rank, other=0.0))
+    tl.store(d_pieces_ptr + (group * tokens + row[:, None]) * R + rank[None, :], total * scale, mask=is_row & is_rank)
 
 
 @triton.jit
-def _d_up(  # type: ignore[no-untyped-def]
+def _added(  # type: ignore[no-untyped-def]
+    pieces_ptr, tokens, row, rank,
+    R: tl.constexpr, BLOCK_T: tl.constexpr, BEGIN: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """The sum of some pieces of lower halves, (BLOCK_T, 16)."""
+    there = (row < tokens)[:, None] & (rank < R)[None, :]
+    total = tl.zeros((BLOCK_T, 16), tl.float32)
+    for group in tl.static_range(BEGIN, BEGIN + COUNT):
+        source = pieces_ptr + (group * tokens + row[:, None]) * R + rank[None, :]
+        total += tl.load(source, mask=there, other=0.0)
+    return total
+
+
+@triton.jit
+def d_input(  # type: ignore[no-untyped-def]
+    x_ptr, xn_ptr, gain_ptr, rescale_ptr, d_xn_ptr, low_ptr, d_pieces_ptr, d_residual_ptr, a0, a1, a2, seed_ptr,
+    dx_ptr, d_low_ptr, tokens, dropout,
+    W: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, DROPS: tl.constexpr,
+    Q_GROUPS: tl.constexpr, K_GROUPS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the norm's input, residual included (T, W), and the lower halves' in one piece (T, 3 R)."""
+    row, piece, rank = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(1), tl.arange(0, 16)
+    is_row, is_rank = (row < tokens)[:, None], (rank < R)[None, :]
+    products = tl.zeros((BLOCK_T, BLOCK_W), tl.float32)
+    for start in tl.static_range(0, W, BLOCK_W):
+        column = start + tl.arange(0, BLOCK_W)
+        there, place = is_row & (column < W)[None, :], row[:, None] * W + column[None, :]
+        d_xn = tl.load(d_xn_ptr + place, mask=there, other=0.0).to(tl.float32)
+        products += d_xn * tl.load(xn_ptr + place, mask=there, other=0.0).to(tl.float32)
+    # Along its input a norm has no gradient: what the frozen product and each branch would give it is taken out.
+    along = tl.sum(products, 1)
+    column = piece * BLOCK_W + tl.arange(0, BLOCK_W)
+    there, place = is_row & (column < W)[None, :], row[:, None] * W + column[None, :]
+    d_normed = tl.load(d_xn_ptr + place, mask=there, other=0.0).to(tl.float32)
+    draw0, draw1, draw2 = _draws(tl.load(seed_ptr), row, column, W)
+    for branch in tl.static_range(3):
+        a_ptr = a0 if branch == 0 else (a1 if branch == 1 else a2)
+        if branch == 0:
+            d_low = _added(d_pieces_ptr, tokens, row, rank, R, BLOCK_T, 0, Q_GROUPS)
+        elif branch == 1:
+            d_low = _added(d_pieces_ptr, tokens, row, rank, R, BLOCK_T, Q_GROUPS, K_GROUPS)
+        else:
+            d_low = _added(d_pieces_ptr, tokens, row, rank, R, BLOCK_T, Q_GROUPS + K_GROUPS, K_GROUPS)
+        low_place = row[:, None] * 3 * R + branch * R + rank[None, :]
+        along += tl.sum(d_low * tl.load(low_ptr + low_place, mask=is_row & is_rank, other=0.0), 1)
+        if piece == 0:
+            tl.store(d_low_ptr + low_place, d_low, mask=is_row & is_rank)
+        mask = (rank < R)[:, None] & (column < W)[None, :]
+        d_seen = tl.dot(d_low, tl.load(a_ptr + rank[:, None] * W + column[None, :], mask=mask, other=0.0))
+        if DROPS:
+            d_seen = _kept(d_seen, draw0 if branch == 0 else (draw1 if branch == 1 else draw2), dropout)
+        d_normed += d_seen
+    x = tl.load(x_ptr + place, mask=there, other=0.0)
+    rescale = tl.load(rescale_ptr + row, mask=row < tokens, other=0.0)[:, None]
+    gain = tl.load(gain_ptr + column, mask=column < W, other=0.0).to(tl.float32)
+    dx = rescale * (d_normed * gain[None, :] - x.to(tl.float32) * rescale * (along / W)[:, None])
+    dx += tl.load(d_residual_ptr + place, mask=there, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + place, dx.to(x.dtype), mask=there)
+
+
+@triton.jit
+def d_up(  # type: ignore[no-untyped-def]
     d_base_ptr, low_ptr, d_up_ptr, tokens, scale,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(0)
+    """The gradients of every layer's upper halves, one below the other, (L, O, R)."""
+    head, layer = tl.program_id(0), tl.program_id(1).to(tl.int64)
     branch = _branch_of(head, Q_HEADS, K_HEADS)
     outputs = (Q_HEADS + 2 * K_HEADS) * D
+    d_base_ptr += layer * tokens * outputs + head * D
+    low_ptr += layer * tokens * 3 * R + branch * R
     d, rank = tl.arange(0, D), tl.arange(0, 16)
     total = tl.zeros((D, 16), tl.float32)
     for start in range(0, tokens, BLOCK_T):
         row = start + tl.arange(0, BLOCK_T)
-        g = tl.load(d_base_ptr + row[None, :] * outputs + head * D + d[:, None], mask=row[None, :] < tokens, other=0.0)
+        g = tl.load(d_base_ptr + row[None, :] * outputs + d[:, None], mask=row[None, :] < tokens, other=0.0)
         there = (row[:, None] < tokens) & (rank[None, :] < R)
-        low = tl.load(low_ptr + row[:, None] * 3 * R + branch * R + rank[None, :], mask=there, other=0.0)
+        low = tl.load(low_ptr + row[:, None] * 3 * R + rank[None, :], mask=there, other=0.0)
         total += tl.dot(g, low.to(g.dtype))
-    target = d_up_ptr + (head * D + d)[:, None] * R + rank[None, :]
+    target = d_up_ptr + (layer * outputs + head * D + d)[:, None] * R + rank[None, :]
     tl.store(target, total * scale, mask=(rank < R)[None, :])
 
 
 @triton.jit
-def _d_down(  # type: ignore[no-untyped-def]
-    xn_ptr, d_low_ptr, seed_ptr, d_down_ptr, tokens, width, dropout,
-    R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, DROPS: tl.constexpr,
+def d_down(  # type: ignore[no-untyped-def]
+    xn_ptr, d_low_ptr, seed_ptr, d_down_ptr, tokens, dropout,
+    W: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
-    branch, column = tl.program_id(0), tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    rank, seed = tl.arange(0, 16), tl.load(seed_ptr)
-    total = tl.zeros((16, BLOCK_W), tl.float32)
+    """The gradients of every layer's lower halves, one below the other, (L, 3 R, W)."""
+    column, rank = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W), tl.arange(0, 16)
+    layer = tl.program_id(1).to(tl.int64)
+    seed = tl.load(seed_ptr + layer)
+    xn_ptr += layer * tokens * W
+    d_low_ptr += layer * tokens * 3 * R
+    total0, total1 = tl.zeros((16, BLOCK_W), tl.float32), tl.zeros((16, BLOCK_W), tl.float32)
+    total2 = tl.zeros((16, BLOCK_W), tl.float32)
     for start in range(0, tokens, BLOCK_T):
         row = start + tl.arange(0, BLOCK_T)
-        there = (row[:, None] < tokens) & (column[None, :] < width)
-        x = tl.load(xn_ptr + row[:, None] * width + column[None, :], mask=there, other=0.0)
-        seen = x
-        if DROPS:
-            seen = _kept(x.to(tl.float32), seed, branch, row[:, None], column[None, :], width, dropout).to(x.dtype)
-        mask = (row[None, :] < tokens) & (rank[:, None] < R)
-        g = tl.load(d_low_ptr + row[None, :] * 3 * R + branch * R + rank[:, None], mask=mask, other=0.0)
-        total += tl.dot(g.to(x.dtype), seen)
-    target = d_down_ptr + (branch * R + rank)[:, None] * width + column[None, :]
-    tl.store(target, total, mask=(rank < R)[:, None] & (column[None, :] < width))
-
-
-@triton.jit
-def _d_input(  # type: ignore[no-untyped-def]
-    x_ptr, gain_ptr, scale_ptr, d_xn_ptr, d_low_ptr, d_residual_ptr, a0, a1, a2, seed_ptr, dx_ptr, width, dropout,
-    R: tl.constexpr, BLOCK: tl.constexpr, DROPS: tl.constexpr,
-):  # fmt: skip
-    row, column = tl.program_id(0), tl.arange(0, BLOCK)
-    there = column < width
-    d_normed = tl.load(d_xn_ptr + row * width + column, mask=there, other=0.0).to(tl.float32)
-    seed = tl.load(seed_ptr)
-    for branch in tl.static_range(3):
-        a_ptr = a0 if branch == 0 else (a1 if branch == 1 else a2)
-        d_seen = tl.zeros((BLOCK,), tl.float32)
-        for rank in tl.static_range(R):
-            d_low = tl.load(d_low_ptr + row * 3 * R + branch * R + rank)
-            d_seen += d_low * tl.load(a_ptr + rank * width + column, mask=there, other=0.0)
-        if DROPS:
-            d_seen = _kept(d_seen, seed, branch, row, column, width, dropout)
-        d_normed += d_seen
-    x = tl.load(x_ptr + row * width + column, mask=there, other=0.0)
-    rescale = tl.load(scale_ptr + row)
-    unit = x.to(tl.float32) * rescale
-    d_unit = d_normed * tl.load(gain_ptr + column, mask=there, other=0.0).to(tl.float32)
-    dx = rescale * (d_unit - unit * (tl.sum(d_unit * unit, 0) / width))
-    dx += tl.load(d_residual_ptr + row * width + column, mask=there, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + row * width + column, dx.to(x.dtype), mask=there)
-
-
-class NormProjectRotate(torch.autograd.Function):
-    """Queries (T, Hq, D), keys and values (T, Hk, D) of hidden states (T, W), and those states for the residual.
-
-    The states come out again so that their gradient along the residual comes in here and is added on the way.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        gain: torch.Tensor,
-        weight: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        seed: torch.Tensor,
-        shape: tuple[int, int, int],
-        epsilon: float,
-        scale: float,
-        dropout: float,
-        *adapters: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """`shape` = query heads, key heads, D; `weight` (O, W); `adapters` = the three downs, then the three ups."""
-        (tokens, width), downs = x.shape, adapters[:3]
-        up = torch.cat(adapters[3:])
-        rank, (q_heads, k_heads, head_width) = up.shape[1], shape
-        xn, low = torch.empty_like(x), x.new_empty((tokens, 3 * rank), dtype=torch.float32)
-        rescale = x.new_empty((tokens,), dtype=torch.float32)
-        block, warps = triton.next_power_of_2(width), 4 if width <= 2048 else 8
-        _norm_down[(tokens,)](
-            x, gain, *downs, seed, xn, low, rescale, width, epsilon, dropout,
-            rank, block, dropout > 0, num_warps=warps,
-        )  # fmt: skip
-        base = torch.nn.functional.linear(xn, weight)
-        out = torch.empty_like(base)
-        heads = q_heads + 2 * k_heads
-        _up_rotate[(tokens, heads)](
-            base, low, up, cos, sin, out, scale, q_heads, k_heads, head_width, rank, num_warps=1
-        )
-        ctx.save_for_backward(x, gain, weight, cos, sin, seed, xn, low, rescale, up, *downs)
-        ctx.shape, ctx.numbers = shape, (scale, dropout)
-        q, k, v = out.view(tokens, heads, head_width).split([q_heads, k_heads, k_heads], dim=1)
-        return q, k, v, x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Gradients of the states and of the six adapter matrices."""
-        x, gain, weight, cos, sin, seed, xn, low, rescale, up, *downs = ctx.saved_tensors
-        (tokens, width), (q_heads, k_heads, head_width), (scale, dropout) = x.shape, ctx.shape, ctx.numbers
-        dq, dk, dv, d_residual = (gradient.contiguous() for gradient in gradients)
-        rank, heads = up.shape[1], q_heads + 2 * k_heads
-        d_base, d_low = x.new_empty((tokens, heads * head_width)), torch.empty_like(low)
-        d_up, d_down = torch.empty_like(up), up.new_empty((3, rank, width))
-        constants = (q_heads, k_heads, head_width, rank)
-        _rotate_back[(tokens, 3)](
-            dq, dk, dv, up, cos, sin, d_base, d_low, scale, *constants, triton.next_power_of_2(q_heads), num_warps=4
-        )
-        _d_up[(heads,)](d_base, low, d_up, tokens, scale, *constants, 64, num_warps=4)
-        _d_down[(3, triton.cdiv(width, 64))](
-            xn, d_low, seed, d_down, tokens, width, dropout, rank, 64, 64, dropout > 0, num_warps=4
-        )
-        dx = None
-        if ctx.needs_input_grad[0]:
-            d_xn, dx = d_base @ weight, torch.empty_like(x)
-            _d_input[(tokens,)](
-                x, gain, rescale, d_xn, d_low, d_residual, *downs, seed, dx, width, dropout,
-                rank, triton.next_power_of_2(width), dropout > 0, num_warps=4 if width <= 2048 else 8,
-            )  # fmt: skip
-        ups = d_up.split([q_heads * head_width, k_heads * head_width, k_heads * head_width])
-        return dx, *[None] * 9, *d_down.unbind(), *ups
-
-
-def fits(projection: Projection, head_width: int) -> bool:
-    """Whether this is what the kernels compute: q, k and v as one frozen product, each with a branch of small rank."""
-    adapters = projection.adapters
-    if projection.weight is None or projection.bias is not None or adapters is None:
-        return False
-    small = all(down is not None and len(down) <= _LARGEST_RANK for down in adapters.down)
-    return small and len(adapters.down) == 3 and head_width == triton.next_power_of_2(head_width)
+        there = (row < tokens)[:, None] & (column < W)[None, :]
+        x = tl.load(xn_ptr + row[:, None] * W + column[None, :], mask=there, other=0.0)
+        draw0, draw1, draw2 = _draws(seed, row, column, W)
+        source = d_low_ptr + row[None, :] * 3 * R + rank[:, None]
+        mask = (row < tokens)[None, :] & (rank < R)[:, None]
+        for branch in tl.static_range(3):
+            seen = x
+            if DROPS:
+                draw = draw0 if branch == 0 else (draw1 if branch == 1 else draw2)
+                seen = _kept(x.to(tl.float32), draw, dropout).to(x.dtype)
+            product = tl.dot(tl.load(source + branch * R, mask=mask, other=0.0).to(x.dtype), seen)
+            if branch == 0:
+                total0 += product
+            elif branch == 1:
+                total1 += product
+            else:
+                total2 += product
+    target = d_down_ptr + (layer * 3 * R + rank)[:, None] * W + column[None, :]
+    mask = (rank < R)[:, None] & (column < W)[None, :]
+    tl.store(target, total0, mask=mask)
+    tl.store(target + R * W, total1, mask=mask)
+    tl.store(target + 2 * R * W, total2, mask=mask)

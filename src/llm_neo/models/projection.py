@@ -64,14 +64,23 @@ def joined(layers: Sequence[nn.Module]) -> Projection:
     return Projection(_one_matrix([base.weight for base in bases]), _one_bias(bases), (), adapters)
 
 
-def project(x_TI: Tensor, projection: Projection, *, training: bool) -> Tensor:
-    """All outputs side by side, (T, O)."""
+def project(x_TI: Tensor, projection: Projection, *, training: bool, onto: Tensor | None = None) -> Tensor:
+    """All outputs side by side, (T, O), added to `onto` where it is given."""
     if projection.weight is not None:
+        if onto is not None and projection.bias is None and projection.adapters is None and _plain(x_TI, onto):
+            return torch.addmm(onto, x_TI, projection.weight.t())
         out_TO = F.linear(x_TI, projection.weight, projection.bias)
     else:
         outputs = [layer(x_TI) for layer in projection.layers]
         out_TO = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-    return out_TO if projection.adapters is None else _adapted(x_TI, out_TO, projection.adapters, training)
+    if projection.adapters is not None:
+        out_TO = _adapted(x_TI, out_TO, projection.adapters, training)
+    return out_TO if onto is None else onto + out_TO
+
+
+def _plain(x: Tensor, onto: Tensor) -> bool:
+    """Whether adding within the product changes no dtype."""
+    return x.dtype == onto.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 def project_each(x_TI: Tensor, projection: Projection, *, training: bool) -> tuple[Tensor, ...]:

@@ -15,6 +15,9 @@ import triton.language as tl
 LONGEST = 128
 """Tokens of the longest segment that one program can hold."""
 
+SMALL, MIDDLE = 32, 64
+"""Up to these a segment gets a tile of its own size, however long the longest of its batch."""
+
 
 @triton.jit
 def _scores(q, k, scale, place_q, place_k, count_q, count_k):  # type: ignore[no-untyped-def]
@@ -27,42 +30,84 @@ def _scores(q, k, scale, place_q, place_k, count_q, count_k):  # type: ignore[no
 
 
 @triton.jit
+def _forward_tile(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, out_ptr, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale,
+    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One head of a segment that fits a tile; the pointers are at its first query and key."""
+    place_q, place_k, d = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, D)
+    there_q, there_k = (place_q < count_q)[:, None], (place_k < count_k)[:, None]
+    q = tl.load(q_ptr + place_q[:, None] * q_stride + d[None, :], mask=there_q, other=0.0)
+    k = tl.load(k_ptr + place_k[:, None] * k_stride + d[None, :], mask=there_k, other=0.0)
+    v = tl.load(v_ptr + place_k[:, None] * v_stride + d[None, :], mask=there_k, other=0.0)
+    weights = _scores(q, k, scale, place_q, place_k, count_q, count_k)
+    out = tl.dot(weights.to(v.dtype), v)
+    tl.store(out_ptr + place_q[:, None] * out_stride + d[None, :], out.to(q.dtype), mask=there_q)
+
+
+@triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, q_starts, k_starts, q_stride, k_stride, v_stride, out_stride, scale,
-    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SMALL: tl.constexpr,
+    MIDDLE: tl.constexpr,
 ):  # fmt: skip
     segment, head = tl.program_id(0), tl.program_id(1)
     q_first, k_first = tl.load(q_starts + segment), tl.load(k_starts + segment)
     count_q, count_k = tl.load(q_starts + segment + 1) - q_first, tl.load(k_starts + segment + 1) - k_first
-    place_q, place_k, d = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, D)
-    there_q, there_k = (place_q < count_q)[:, None], (place_k < count_k)[:, None]
-    group = head // SHARED
-    q = tl.load(q_ptr + (q_first + place_q)[:, None] * q_stride + head * D + d[None, :], mask=there_q, other=0.0)
-    k = tl.load(k_ptr + (k_first + place_k)[:, None] * k_stride + group * D + d[None, :], mask=there_k, other=0.0)
-    v = tl.load(v_ptr + (k_first + place_k)[:, None] * v_stride + group * D + d[None, :], mask=there_k, other=0.0)
-    weights = _scores(q, k, scale, place_q, place_k, count_q, count_k)
-    out = tl.dot(weights.to(v.dtype), v)
-    target = out_ptr + (q_first + place_q)[:, None] * out_stride + head * D + d[None, :]
-    tl.store(target, out.to(q.dtype), mask=there_q)
+    q, out = q_ptr + q_first * q_stride + head * D, out_ptr + q_first * out_stride + head * D
+    k, v = k_ptr + k_first * k_stride + head // SHARED * D, v_ptr + k_first * v_stride + head // SHARED * D
+    longest = tl.maximum(count_q, count_k)
+    if longest <= SMALL:
+        _forward_tile(q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale, D, SMALL, SMALL)
+    elif longest <= MIDDLE:
+        _forward_tile(
+            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale, D, MIDDLE, MIDDLE
+        )
+    else:
+        _forward_tile(
+            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale, D, BLOCK_Q, BLOCK_K
+        )
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, q_starts, k_starts,
-    q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride, scale,
+def _backward_packed(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr,
+    q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride, count_q, count_k, scale,
+    SHARED: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_backward_tile` with all heads that share keys and values below each other in one tile, (ROWS, D)."""
+    row, place_k, d = tl.arange(0, ROWS), tl.arange(0, BLOCK), tl.arange(0, D)[None, :]
+    place_q, shared = row % BLOCK, row // BLOCK
+    there_q, there_k = ((place_q < count_q) & (shared < SHARED))[:, None], (place_k < count_k)[:, None]
+    rows_q, rows_k, column = place_q[:, None], place_k[:, None], shared[:, None] * D + d
+    q = tl.load(q_ptr + rows_q * q_stride + column, mask=there_q, other=0.0)
+    do = tl.load(do_ptr + rows_q * do_stride + column, mask=there_q, other=0.0)
+    k = tl.load(k_ptr + rows_k * k_stride + d, mask=there_k, other=0.0)
+    v = tl.load(v_ptr + rows_k * v_stride + d, mask=there_k, other=0.0)
+    weights = _scores(q, k, scale, place_q, place_k, count_q, count_k)
+    dv = tl.dot(tl.trans(weights.to(do.dtype)), do)
+    d_weights = tl.dot(do, tl.trans(v))
+    d_scores = (weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None]) * scale).to(q.dtype)
+    tl.store(dq_ptr + rows_q * dq_stride + column, tl.dot(d_scores, k).to(q.dtype), mask=there_q)
+    tl.store(dk_ptr + rows_k * dk_stride + d, tl.dot(tl.trans(d_scores), q).to(k.dtype), mask=there_k)
+    tl.store(dv_ptr + rows_k * dv_stride + d, dv.to(v.dtype), mask=there_k)
+
+
+@triton.jit
+def _backward_tile(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr,
+    q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride, count_q, count_k, scale,
     SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    segment, group = tl.program_id(0), tl.program_id(1)
-    q_first, k_first = tl.load(q_starts + segment), tl.load(k_starts + segment)
-    count_q, count_k = tl.load(q_starts + segment + 1) - q_first, tl.load(k_starts + segment + 1) - k_first
+    """The heads of a segment that share keys and values; the pointers are at its first query and key."""
     place_q, place_k, d = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, D)
     there_q, there_k = (place_q < count_q)[:, None], (place_k < count_k)[:, None]
-    rows_q, rows_k = (q_first + place_q)[:, None], (k_first + place_k)[:, None]
-    k = tl.load(k_ptr + rows_k * k_stride + group * D + d[None, :], mask=there_k, other=0.0)
-    v = tl.load(v_ptr + rows_k * v_stride + group * D + d[None, :], mask=there_k, other=0.0)
+    rows_q, rows_k = place_q[:, None], place_k[:, None]
+    k = tl.load(k_ptr + rows_k * k_stride + d[None, :], mask=there_k, other=0.0)
+    v = tl.load(v_ptr + rows_k * v_stride + d[None, :], mask=there_k, other=0.0)
     dk, dv = tl.zeros((BLOCK_K, D), tl.float32), tl.zeros((BLOCK_K, D), tl.float32)
     for shared in range(SHARED):
-        column = (group * SHARED + shared) * D + d[None, :]
+        column = shared * D + d[None, :]
         q = tl.load(q_ptr + rows_q * q_stride + column, mask=there_q, other=0.0)
         # Rows past the end have no gradient, so that what they look at does not count.
         do = tl.load(do_ptr + rows_q * do_stride + column, mask=there_q, other=0.0)
@@ -73,8 +118,40 @@ def _backward(  # type: ignore[no-untyped-def]
         d_scores = d_scores.to(q.dtype)
         tl.store(dq_ptr + rows_q * dq_stride + column, tl.dot(d_scores, k).to(q.dtype), mask=there_q)
         dk += tl.dot(tl.trans(d_scores), q)
-    tl.store(dk_ptr + rows_k * dk_stride + group * D + d[None, :], dk.to(k.dtype), mask=there_k)
-    tl.store(dv_ptr + rows_k * dv_stride + group * D + d[None, :], dv.to(v.dtype), mask=there_k)
+    tl.store(dk_ptr + rows_k * dk_stride + d[None, :], dk.to(k.dtype), mask=there_k)
+    tl.store(dv_ptr + rows_k * dv_stride + d[None, :], dv.to(v.dtype), mask=there_k)
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, q_starts, k_starts,
+    q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride, scale,
+    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SMALL: tl.constexpr,
+    MIDDLE: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    segment, group = tl.program_id(0), tl.program_id(1)
+    q_first, k_first = tl.load(q_starts + segment), tl.load(k_starts + segment)
+    count_q, count_k = tl.load(q_starts + segment + 1) - q_first, tl.load(k_starts + segment + 1) - k_first
+    q, do = q_ptr + q_first * q_stride + group * SHARED * D, do_ptr + q_first * do_stride + group * SHARED * D
+    dq = dq_ptr + q_first * dq_stride + group * SHARED * D
+    k, v = k_ptr + k_first * k_stride + group * D, v_ptr + k_first * v_stride + group * D
+    dk, dv = dk_ptr + k_first * dk_stride + group * D, dv_ptr + k_first * dv_stride + group * D
+    longest = tl.maximum(count_q, count_k)
+    if longest <= SMALL:
+        _backward_packed(
+            q, k, v, do, dq, dk, dv, q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride,
+            count_q, count_k, scale, SHARED, HEADS * SMALL, D, SMALL,
+        )  # fmt: skip
+    elif longest <= MIDDLE:
+        _backward_packed(
+            q, k, v, do, dq, dk, dv, q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride,
+            count_q, count_k, scale, SHARED, HEADS * MIDDLE, D, MIDDLE,
+        )  # fmt: skip
+    else:
+        _backward_tile(
+            q, k, v, do, dq, dk, dv, q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride,
+            count_q, count_k, scale, SHARED, D, BLOCK_Q, BLOCK_K,
+        )  # fmt: skip
 
 
 class ShortAttention(torch.autograd.Function):
@@ -98,7 +175,7 @@ class ShortAttention(torch.autograd.Function):
         grid = (len(query_starts) - 1, q.shape[1])
         _forward[grid](
             q, k, v, out, query_starts, key_starts, q.stride(0), k.stride(0), v.stride(0), out.stride(0), scale,
-            q.shape[1] // k.shape[1], q.shape[2], *blocks, num_warps=_warps(blocks),
+            q.shape[1] // k.shape[1], q.shape[2], *blocks, SMALL, MIDDLE, num_warps=_warps(blocks),
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, query_starts, key_starts)
         ctx.blocks, ctx.scale = blocks, scale
@@ -114,7 +191,8 @@ class ShortAttention(torch.autograd.Function):
         tensors = (q, k, v, do, dq, dk, dv)
         _backward[grid](
             *tensors, query_starts, key_starts, *(t.stride(0) for t in tensors), ctx.scale,
-            q.shape[1] // k.shape[1], q.shape[2], *ctx.blocks, num_warps=_warps(ctx.blocks),
+            q.shape[1] // k.shape[1], q.shape[2], *ctx.blocks, SMALL, MIDDLE,
+            triton.next_power_of_2(q.shape[1] // k.shape[1]), num_warps=8,
         )  # fmt: skip
         return dq, dk, dv, None, None, None, None
 
