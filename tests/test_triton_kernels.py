@@ -1,5 +1,11 @@
 """The Triton kernels against the plain form; without a GPU they run in Triton's interpreter (see conftest.py)."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +21,8 @@ from llm_neo.models.projection import Adapters, Projection
 from llm_neo.recipe.tree import Lora
 
 triton = pytest.importorskip("triton")
+MODELS = Path(adapters.__file__).parent
+KERNEL_MODULES = ("short_attention", "lora_attention", "elementwise_kernels")
 LOOPS = pytest.mark.skipif(
     Version(triton.__version__) < Version("3.7"),
     reason="the interpreter of this Triton cannot loop up to a number that is known when the kernel runs",
@@ -57,6 +65,18 @@ def test_short_attention_equals_the_padded_form(ends: list[int], shared: int, la
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
+    """The interpreter forgives what the compiler refuses; the compiler needs no GPU."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("triton_ahead.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = set(done.stdout.split()[1:])
+    source = "".join((MODELS / f"{name}.py").read_text(encoding="utf-8") for name in KERNEL_MODULES)
+    launched = set(re.findall(r"(\w+)\[(?:_grid|\()", source))
+    assert names >= launched and len(launched) >= 10
 
 
 class Problem:

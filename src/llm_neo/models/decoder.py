@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_neo.models.elementwise import FrozenNorm, GatedPair, GatedUnit, RotateJoint, has_kernels
+from llm_neo.models.elementwise import FrozenNorm, GatedPair, GatedUnit, RotateJoint, gated_in_place, turned
 from llm_neo.models.projection import Projection, joined, project, project_each
 
 FAMILY = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
@@ -60,13 +60,19 @@ def before_attention(
     x_TW: Tensor, cos: Tensor, sin: Tensor, layer: Layer, heads: Heads, training: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (T, H, D), keys and values (T, G, D) of a layer, the first two turned to their positions."""
-    joint = project(rms_norm(x_TW, layer.before_attention), layer.keys_values, training=training)
+    normed = rms_norm(x_TW, layer.before_attention)
+    if layer.keys_values.weight is None and layer.head_norms is None and not torch.is_grad_enabled():
+        # Three outputs apart, so that they need not be copied side by side.
+        each = project_each(normed, layer.keys_values, training=training)
+        q, k, v = (part.view(len(x_TW), -1, heads.width) for part in each)
+        return turned(q, cos, sin).to(v.dtype), turned(k, cos, sin).to(v.dtype), v
+    joint = project(normed, layer.keys_values, training=training)
     if layer.head_norms is None and cos.dtype == joint.dtype and not torch.compiler.is_compiling():
         return _rotated_joint(joint, cos, sin, heads)
     q, k, v = joint.view(len(x_TW), -1, heads.width).split([heads.queries, heads.keys, heads.keys], dim=1)
     if layer.head_norms is None:
-        turned = rotated(joint.view(len(x_TW), -1, heads.width)[:, : heads.queries + heads.keys], cos, sin)
-        q, k = turned.split([heads.queries, heads.keys], dim=1)
+        both = rotated(joint.view(len(x_TW), -1, heads.width)[:, : heads.queries + heads.keys], cos, sin)
+        q, k = both.split([heads.queries, heads.keys], dim=1)
     else:
         q, k = (rotated(rms_norm(part, n), cos, sin) for part, n in zip((q, k), layer.head_norms, strict=True))
     # Under autocast positions are float32 and would widen the two.
@@ -107,8 +113,8 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 def _gated_pair(gate: Tensor, up: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() or has_kernels(gate)):
-        return F.silu(gate, inplace=True).mul_(up)
+    if not torch.is_grad_enabled():
+        return gated_in_place(gate, up)
     out: Tensor = GatedPair.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 

@@ -131,10 +131,10 @@ class RotateJoint(torch.autograd.Function):
         """`cos` and `sin` (T, 1, D), the joint's dtype; `heads` = H, G, D."""
         queries, keys, width = heads
         all_heads = joint.view(len(joint), -1, width)
-        turned = _turned(all_heads[:, : queries + keys], cos, sin)
+        both = turned(all_heads[:, : queries + keys], cos, sin)
         ctx.save_for_backward(cos, sin)
         ctx.heads = heads
-        q, k = turned.split([queries, keys], dim=1)
+        q, k = both.split([queries, keys], dim=1)
         return q, k, all_heads[:, queries + keys :]
 
     @staticmethod
@@ -149,7 +149,17 @@ class RotateJoint(torch.autograd.Function):
         return d_joint.flatten(1), None, None, None
 
 
-def _turned(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def gated_in_place(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up` where no gradient is wanted, written over `gate`, (T, I)."""
+    if has_kernels(gate):
+        from llm_neo.models import elementwise_kernels as kernels
+
+        return kernels.gated(gate, up, out=gate)
+    return F.silu(gate, inplace=True).mul_(up)
+
+
+def turned(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads turned to their positions, (T, H, D); `cos` and `sin` (T, 1, D). It has no gradient."""
     return _turn(x_THD, cos, sin, torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device), back=False)
 
 

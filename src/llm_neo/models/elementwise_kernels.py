@@ -101,9 +101,10 @@ def norm_back(x: Tensor, gain: Tensor, rescale: Tensor, d_out: Tensor, d_kept: T
     return dx
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up`, (T, I); the rows of both may be apart."""
-    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+def gated(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
+    """`silu(gate) * up`, (T, I), into `out` (rows side by side) if it is given; the rows of the two may be apart."""
+    if out is None:
+        out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     _gated[_grid(gate)](gate, up, out, gate.shape[1], gate.stride(0), up.stride(0), _COLUMNS, num_warps=4)
     return out
 

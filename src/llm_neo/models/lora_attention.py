@@ -159,7 +159,7 @@ class _Layer(torch.autograd.Function):
             kernels.d_input[(rows, triton.cdiv(width, block))](
                 x, shared.normed[layer], gain, rescale, d_normed, shared.low[layer], d_pieces, d_residual,
                 *matrices[:3], shared.seeds[layer], dx, d_low, tokens, shared.dropout,
-                width, rank, BLOCK_T, block, shared.dropout > 0, *groups, num_warps=4,
+                width, rank, BLOCK_T, block, shared.dropout > 0, *groups, num_warps=8,
             )  # fmt: skip
         else:
             parts = d_pieces.split([groups[0], groups[1], groups[1]])
@@ -173,7 +173,7 @@ def _rows(tokens: int) -> int:
 
 def _block(width: int) -> int:
     """Columns of a program: enough programs for a GPU at the few hundred tokens of a step."""
-    return 256 if width >= 1536 else 128 if width >= 1024 else 64
+    return 128 if width >= 1024 else 64
 
 
 def fits(projections: Sequence[Projection], head_width: int) -> bool:

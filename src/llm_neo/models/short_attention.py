@@ -15,8 +15,8 @@ import triton.language as tl
 LONGEST = 128
 """Tokens of the longest segment that one program can hold."""
 
-SMALL, MIDDLE = 32, 64
-"""Up to these a segment gets a tile of its own size, however long the longest of its batch."""
+SIZES = (16, 32, 64)
+"""Few queries, few keys, some of both: up to these a segment gets a tile of its own size, however long the longest."""
 
 
 @triton.jit
@@ -30,43 +30,58 @@ def _scores(q, k, scale, place_q, place_k, count_q, count_k):  # type: ignore[no
 
 
 @triton.jit
-def _forward_tile(  # type: ignore[no-untyped-def]
+def _forward_packed(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale,
-    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    SHARED: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One head of a segment that fits a tile; the pointers are at its first query and key."""
-    place_q, place_k, d = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, D)
-    there_q, there_k = (place_q < count_q)[:, None], (place_k < count_k)[:, None]
-    q = tl.load(q_ptr + place_q[:, None] * q_stride + d[None, :], mask=there_q, other=0.0)
-    k = tl.load(k_ptr + place_k[:, None] * k_stride + d[None, :], mask=there_k, other=0.0)
-    v = tl.load(v_ptr + place_k[:, None] * v_stride + d[None, :], mask=there_k, other=0.0)
+    """The heads of a segment that share keys and values, below each other in one tile of ROWS queries.
+
+    The pointers are at the segment's first query and key.
+    """
+    row, place_k, d = tl.arange(0, ROWS), tl.arange(0, BLOCK_K), tl.arange(0, D)[None, :]
+    place_q, shared = row % BLOCK_Q, row // BLOCK_Q
+    there_q, there_k = ((place_q < count_q) & (shared < SHARED))[:, None], (place_k < count_k)[:, None]
+    rows_q, rows_k, column = place_q[:, None], place_k[:, None], shared[:, None] * D + d
+    q = tl.load(q_ptr + rows_q * q_stride + column, mask=there_q, other=0.0)
+    k = tl.load(k_ptr + rows_k * k_stride + d, mask=there_k, other=0.0)
+    v = tl.load(v_ptr + rows_k * v_stride + d, mask=there_k, other=0.0)
     weights = _scores(q, k, scale, place_q, place_k, count_q, count_k)
     out = tl.dot(weights.to(v.dtype), v)
-    tl.store(out_ptr + place_q[:, None] * out_stride + d[None, :], out.to(q.dtype), mask=there_q)
+    tl.store(out_ptr + rows_q * out_stride + column, out.to(q.dtype), mask=there_q)
 
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, q_starts, k_starts, q_stride, k_stride, v_stride, out_stride, scale,
-    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SMALL: tl.constexpr,
-    MIDDLE: tl.constexpr,
+    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HEADS: tl.constexpr,
+    FEW: tl.constexpr, SMALL: tl.constexpr, MIDDLE: tl.constexpr,
 ):  # fmt: skip
-    segment, head = tl.program_id(0), tl.program_id(1)
+    segment, group = tl.program_id(0), tl.program_id(1)
     q_first, k_first = tl.load(q_starts + segment), tl.load(k_starts + segment)
     count_q, count_k = tl.load(q_starts + segment + 1) - q_first, tl.load(k_starts + segment + 1) - k_first
-    q, out = q_ptr + q_first * q_stride + head * D, out_ptr + q_first * out_stride + head * D
-    k, v = k_ptr + k_first * k_stride + head // SHARED * D, v_ptr + k_first * v_stride + head // SHARED * D
-    longest = tl.maximum(count_q, count_k)
-    if longest <= SMALL:
-        _forward_tile(q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale, D, SMALL, SMALL)
-    elif longest <= MIDDLE:
-        _forward_tile(
-            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale, D, MIDDLE, MIDDLE
-        )
+    q, out = q_ptr + q_first * q_stride + group * SHARED * D, out_ptr + q_first * out_stride + group * SHARED * D
+    k, v = k_ptr + k_first * k_stride + group * D, v_ptr + k_first * v_stride + group * D
+    if (count_q <= FEW) & (count_k <= SMALL):
+        _forward_packed(
+            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale,
+            SHARED, HEADS * FEW, D, FEW, SMALL,
+        )  # fmt: skip
+    elif (count_q <= SMALL) & (count_k <= SMALL):
+        _forward_packed(
+            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale,
+            SHARED, HEADS * SMALL, D, SMALL, SMALL,
+        )  # fmt: skip
+    elif (count_q <= MIDDLE) & (count_k <= MIDDLE):
+        _forward_packed(
+            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale,
+            SHARED, HEADS * MIDDLE, D, MIDDLE, MIDDLE,
+        )  # fmt: skip
     else:
-        _forward_tile(
-            q, k, v, out, q_stride, k_stride, v_stride, out_stride, count_q, count_k, scale, D, BLOCK_Q, BLOCK_K
-        )
+        for member in range(SHARED):
+            _forward_packed(
+                q + member * D, k, v, out + member * D, q_stride, k_stride, v_stride, out_stride,
+                count_q, count_k, scale, 1, BLOCK_Q, D, BLOCK_Q, BLOCK_K,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -172,10 +187,10 @@ class ShortAttention(torch.autograd.Function):
         q, k, v = (_rows_of_heads(tensor) for tensor in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         blocks = tuple(max(16, triton.next_power_of_2(length)) for length in longest)
-        grid = (len(query_starts) - 1, q.shape[1])
-        _forward[grid](
+        shared = q.shape[1] // k.shape[1]
+        _forward[(len(query_starts) - 1, k.shape[1])](
             q, k, v, out, query_starts, key_starts, q.stride(0), k.stride(0), v.stride(0), out.stride(0), scale,
-            q.shape[1] // k.shape[1], q.shape[2], *blocks, SMALL, MIDDLE, num_warps=_warps(blocks),
+            shared, q.shape[2], *blocks, triton.next_power_of_2(shared), *SIZES, num_warps=4,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, query_starts, key_starts)
         ctx.blocks, ctx.scale = blocks, scale
@@ -191,7 +206,7 @@ class ShortAttention(torch.autograd.Function):
         tensors = (q, k, v, do, dq, dk, dv)
         _backward[grid](
             *tensors, query_starts, key_starts, *(t.stride(0) for t in tensors), ctx.scale,
-            q.shape[1] // k.shape[1], q.shape[2], *ctx.blocks, SMALL, MIDDLE,
+            q.shape[1] // k.shape[1], q.shape[2], *ctx.blocks, *SIZES[1:],
             triton.next_power_of_2(q.shape[1] // k.shape[1]), num_warps=8,
         )  # fmt: skip
         return dq, dk, dv, None, None, None, None
@@ -200,7 +215,3 @@ class ShortAttention(torch.autograd.Function):
 def _rows_of_heads(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as the kernels read it: any stride between tokens, heads and their values side by side."""
     return tensor if tensor.stride()[1:] == (tensor.shape[2], 1) else tensor.contiguous()
-
-
-def _warps(blocks: tuple[int, ...]) -> int:
-    return 4 if max(blocks) <= 64 else 8
