@@ -148,8 +148,8 @@ def test_the_short_kernels_equal_the_padded_form(case: str, groups: int, width: 
     q, k, slope, v = (tensor.detach().to(device, dtype).requires_grad_() for tensor in drawn)
     # The kernels take the keys of each segment, gathered; so does the padded form without an index.
     gathered = Segments(where.query_starts, where.key_starts, where.longest_query, where.longest_key)
-    longest, scale = (where.longest_query, where.longest_key), width**-0.5
-    out = ShortAttention.apply(q, k, v, where.query_starts, where.key_starts, longest, scale)
+    scale = width**-0.5
+    out = ShortAttention.apply(q, k, v, where.query_starts, where.key_starts, scale)
     q32, k32, v32 = (tensor.detach().float().requires_grad_() for tensor in (q, k, v))
     expected = PackedAttention(gathered, queries, keys, packed_kernel=False)(q32, k32, v32, scale)
     assert out.dtype == dtype and (out.float() - expected).abs().max() < tolerance
@@ -169,7 +169,7 @@ def test_the_short_kernels_read_parts_of_a_joint_product() -> None:
     q, k, v = joint.split([4, 2, 2], dim=1)
     assert not k.is_contiguous()
     apart, together = (
-        ShortAttention.apply(*parts, where.query_starts, where.key_starts, (5, 5), 0.25)
+        ShortAttention.apply(*parts, where.query_starts, where.key_starts, 0.25)
         for parts in ([part.contiguous() for part in (q, k, v)], (q, k, v))
     )
     assert torch.equal(apart, together)

@@ -54,9 +54,8 @@ def test_short_attention_equals_the_padded_form(ends: list[int], shared: int, la
     queries = q
     if last_only:
         segments, queries = segments.last_queries(), q[starts[1:].long() - 1]
-    longest = (segments.longest_query, segments.longest_key)
     expected = PackedAttention(segments, len(queries), tokens, packed_kernel=False)(queries, k, v, 0.125)
-    found = ShortAttention.apply(queries, k, v, segments.query_starts, segments.key_starts, longest, 0.125)
+    found = ShortAttention.apply(queries, k, v, segments.query_starts, segments.key_starts, 0.125)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(expected)
     for mine, theirs in zip(

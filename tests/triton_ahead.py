@@ -47,12 +47,11 @@ def go_through_all(q_heads: int, k_heads: int, width: int, inner: int, head: int
     weight = torch.zeros(sum(outputs), width, dtype=torch.bfloat16)
     projection = Projection(weight, None, (), Adapters(outputs, downs, ups, 2.0, dropout))
     starts = torch.tensor([0, 13, tokens], dtype=torch.int32)
-    for longest in ((100, 100), (1, 100)):
-        layers = LoraAttention([projection, projection], (q_heads, k_heads, head), cos, cos, training=True)
-        _, _, _, between = layers(0, x, gain, 1e-5)
-        q, k, v, after = layers(1, between, gain, 1e-5)
-        out = ShortAttention.apply(q, k, v, starts, starts, longest, 0.125)  # type: ignore[no-untyped-call]
-        (out.float().sum() + after.float().sum()).backward()
+    layers = LoraAttention([projection, projection], (q_heads, k_heads, head), cos, cos, training=True)
+    _, _, _, between = layers(0, x, gain, 1e-5)
+    q, k, v, after = layers(1, between, gain, 1e-5)
+    out = ShortAttention.apply(q, k, v, starts, starts, 0.125)  # type: ignore[no-untyped-call]
+    (out.float().sum() + after.float().sum()).backward()
     states, gate_up = x.detach(), torch.zeros(tokens, 2 * inner, dtype=torch.bfloat16)
     _, rescale = elementwise_kernels.norm(states, gain, 1e-5)
     for kept in (None, states):

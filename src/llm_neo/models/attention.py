@@ -191,9 +191,8 @@ def _short(
 ) -> torch.Tensor:
     from llm_neo.models.short_attention import ShortAttention
 
-    longest = (segments.longest_query, segments.longest_key)
     out: torch.Tensor = ShortAttention.apply(  # type: ignore[no-untyped-call]
-        q_QHD, k_KGD, v_KGD, segments.query_starts, segments.key_starts, longest, scale
+        q_QHD, k_KGD, v_KGD, segments.query_starts, segments.key_starts, scale
     )
     return out
 

@@ -15,8 +15,8 @@ import triton.language as tl
 LONGEST = 128
 """Tokens of the longest segment that one program can hold."""
 
-SIZES = (16, 32, 64)
-"""Few queries, few keys, some of both: up to these a segment gets a tile of its own size, however long the longest."""
+_MOST_ROWS = 256
+"""Queries of all heads in one tile."""
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _forward_packed(  # type: ignore[no-untyped-def]
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, q_starts, k_starts, q_stride, k_stride, v_stride, out_stride, scale,
-    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HEADS: tl.constexpr,
+    SHARED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
     FEW: tl.constexpr, SMALL: tl.constexpr, MIDDLE: tl.constexpr,
 ):  # fmt: skip
     segment, group = tl.program_id(0), tl.program_id(1)
@@ -80,7 +80,7 @@ def _forward(  # type: ignore[no-untyped-def]
         for member in range(SHARED):
             _forward_packed(
                 q + member * D, k, v, out + member * D, q_stride, k_stride, v_stride, out_stride,
-                count_q, count_k, scale, 1, BLOCK_Q, D, BLOCK_Q, BLOCK_K,
+                count_q, count_k, scale, 1, BLOCK, D, BLOCK, BLOCK,
             )  # fmt: skip
 
 
@@ -141,8 +141,8 @@ def _backward_tile(  # type: ignore[no-untyped-def]
 def _backward(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dk_ptr, dv_ptr, q_starts, k_starts,
     q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride, scale,
-    SHARED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SMALL: tl.constexpr,
-    MIDDLE: tl.constexpr, HEADS: tl.constexpr,
+    SHARED: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+    FEW: tl.constexpr, SMALL: tl.constexpr, MIDDLE: tl.constexpr,
 ):  # fmt: skip
     segment, group = tl.program_id(0), tl.program_id(1)
     q_first, k_first = tl.load(q_starts + segment), tl.load(k_starts + segment)
@@ -152,7 +152,12 @@ def _backward(  # type: ignore[no-untyped-def]
     k, v = k_ptr + k_first * k_stride + group * D, v_ptr + k_first * v_stride + group * D
     dk, dv = dk_ptr + k_first * dk_stride + group * D, dv_ptr + k_first * dv_stride + group * D
     longest = tl.maximum(count_q, count_k)
-    if longest <= SMALL:
+    if longest <= FEW:
+        _backward_packed(
+            q, k, v, do, dq, dk, dv, q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride,
+            count_q, count_k, scale, SHARED, HEADS * FEW, D, FEW,
+        )  # fmt: skip
+    elif longest <= SMALL:
         _backward_packed(
             q, k, v, do, dq, dk, dv, q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride,
             count_q, count_k, scale, SHARED, HEADS * SMALL, D, SMALL,
@@ -165,7 +170,7 @@ def _backward(  # type: ignore[no-untyped-def]
     else:
         _backward_tile(
             q, k, v, do, dq, dk, dv, q_stride, k_stride, v_stride, do_stride, dq_stride, dk_stride, dv_stride,
-            count_q, count_k, scale, SHARED, D, BLOCK_Q, BLOCK_K,
+            count_q, count_k, scale, SHARED, D, BLOCK, BLOCK,
         )  # fmt: skip
 
 
@@ -180,20 +185,18 @@ class ShortAttention(torch.autograd.Function):
         v: torch.Tensor,
         query_starts: torch.Tensor,
         key_starts: torch.Tensor,
-        longest: tuple[int, int],
         scale: float,
     ) -> torch.Tensor:
-        """Attention outputs, (Q, H, D); `longest` = the most queries and the most keys of a segment."""
+        """Attention outputs, (Q, H, D)."""
         q, k, v = (_rows_of_heads(tensor) for tensor in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        blocks = tuple(max(16, triton.next_power_of_2(length)) for length in longest)
         shared = q.shape[1] // k.shape[1]
         _forward[(len(query_starts) - 1, k.shape[1])](
             q, k, v, out, query_starts, key_starts, q.stride(0), k.stride(0), v.stride(0), out.stride(0), scale,
-            shared, q.shape[2], *blocks, triton.next_power_of_2(shared), *SIZES, num_warps=4,
+            shared, q.shape[2], LONGEST, *_sizes(shared), num_warps=4,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, query_starts, key_starts)
-        ctx.blocks, ctx.scale = blocks, scale
+        ctx.scale = scale
         return out
 
     @staticmethod
@@ -206,12 +209,18 @@ class ShortAttention(torch.autograd.Function):
         tensors = (q, k, v, do, dq, dk, dv)
         _backward[grid](
             *tensors, query_starts, key_starts, *(t.stride(0) for t in tensors), ctx.scale,
-            q.shape[1] // k.shape[1], q.shape[2], *ctx.blocks, *SIZES[1:],
-            triton.next_power_of_2(q.shape[1] // k.shape[1]), num_warps=8,
+            q.shape[1] // k.shape[1], q.shape[2], LONGEST, *_sizes(q.shape[1] // k.shape[1]), num_warps=8,
         )  # fmt: skip
-        return dq, dk, dv, None, None, None, None
+        return dq, dk, dv, None, None, None
 
 
 def _rows_of_heads(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as the kernels read it: any stride between tokens, heads and their values side by side."""
     return tensor if tensor.stride()[1:] == (tensor.shape[2], 1) else tensor.contiguous()
+
+
+def _sizes(shared: int) -> tuple[int, int, int, int]:
+    """Rows of a tile for the heads that share keys, and the sizes up to which a segment gets a tile of its own."""
+    heads = triton.next_power_of_2(shared)
+    few, small, middle = (max(16, min(size, _MOST_ROWS // heads)) for size in (16, 32, 64))
+    return heads, few, small, middle
