@@ -31,8 +31,9 @@ from transformers import (
 
 from llm_neo.batching import Batch, TokenRows, equal_length_batches, packed_batch
 from llm_neo.evaluate import classifier_forward
+from llm_neo.models.dropout import DroppedBranches, dropped, kept_bits
 from llm_neo.models.fused import FusedClassifier, unsupported
-from llm_neo.models.projection import Adapters, _adapted, _adapted_pointwise, dropped
+from llm_neo.models.projection import Adapters, _adapted, _adapted_pointwise
 
 WORDS, CLASSES, LAYERS = 64, 3, 3
 SHAPE = {
@@ -338,6 +339,35 @@ def test_dropout_comes_from_the_seed_in_any_shape_and_dtype() -> None:
 
 def test_dropout_of_nearly_all_values_is_a_dropout_too() -> None:
     assert torch.isfinite(dropped((64,), 1e-6, torch.ones(1))).all()
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, 0.02, 1.0 - 1e-9])
+def test_masks_of_bits_keep_their_share(keep: float) -> None:
+    torch.manual_seed(0)
+    bits, share = kept_bits((301, 333), keep)
+    assert set(bits.unique().tolist()) <= {0, -1}
+    assert share == pytest.approx(keep, abs=2**-14)
+    spread = 4 * (keep * (1 - keep) / bits.numel()) ** 0.5
+    assert (bits == -1).float().mean().item() == pytest.approx(share, abs=spread + 1e-4)
+
+
+def test_branches_in_16_bits_drop_scale_and_have_the_gradient_of_their_mask() -> None:
+    x, out = torch.randn(6, 8).bfloat16().requires_grad_(), torch.randn(6, 5).bfloat16().requires_grad_()
+    down, up = torch.randn(2, 3, 8).bfloat16().requires_grad_(), torch.randn(5, 6).bfloat16().requires_grad_()
+    inputs, weight = (x, out, down, up), torch.randn(6, 5)
+    torch.manual_seed(3)
+    found = DroppedBranches.apply(*inputs, 0.7, 2.0)
+    torch.manual_seed(3)
+    bits, share = kept_bits((2, 6, 8), 0.7)
+    precise = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    low = ((precise[0] * (bits == -1) / share) @ precise[2].transpose(1, 2)).transpose(0, 1).reshape(6, -1)
+    expected = precise[1] + 2.0 * low @ precise[3].t()
+    gradients = (
+        torch.autograd.grad((found.float() * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), precise),
+    )
+    for mine, theirs in zip((found, *gradients[0]), (expected, *gradients[1]), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.02)
 
 
 def test_dropout_is_on_while_training_and_only_then() -> None:

@@ -3,13 +3,14 @@
 Shapes: T tokens, I input width, O output widths of the layers together, N layers, R rank.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llm_neo.models.dropout import DroppedBranches, dropped
 
 _POINTWISE_RANK = 8
 """Up to this many terms the compiler of PyTorch writes a sum out in full."""
@@ -106,20 +107,28 @@ def _adapted(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -
     if torch.compiler.is_compiling() and downs[0].shape[0] <= _POINTWISE_RANK:
         return _adapted_pointwise(x_TI, out_TO, adapters, training)
     dtype = x_TI.dtype
+    up_OR = _joint_up(adapters, downs[0]).to(dtype)
     if training and adapters.dropout > 0:
         # Each branch drops values of its own, as its own layer of peft would.
-        kept_NTI = dropped((len(downs), *x_TI.shape), 1.0 - adapters.dropout, x_TI)
-        down_NRI = torch.stack(downs).to(dtype)
+        down_NRI, keep = torch.stack(downs).to(dtype), 1.0 - adapters.dropout
+        if x_TI.device.type == "cpu" and dtype == out_TO.dtype and x_TI.element_size() == 2:
+            out: Tensor = DroppedBranches.apply(x_TI, out_TO, down_NRI, up_OR, keep, adapters.scale)  # type: ignore[no-untyped-call]
+            return out
+        kept_NTI = dropped((len(downs), *x_TI.shape), keep, x_TI)
         low_TR = (kept_NTI @ down_NRI.transpose(1, 2)).transpose(0, 1).reshape(len(x_TI), -1)
     else:
         low_TR = F.linear(x_TI, torch.cat(downs).to(dtype))
+    return torch.addmm(out_TO, low_TR, up_OR.t(), alpha=adapters.scale)
+
+
+def _joint_up(adapters: Adapters, like: Tensor) -> Tensor:
+    """The upper halves as one matrix (O, N R), zero where an output is not its branch's."""
     blocks = [
         # No columns: outputs that no branch reaches.
-        downs[0].new_zeros(width, 0) if up is None else up
+        like.new_zeros(width, 0) if up is None else up
         for width, up in zip(adapters.widths, adapters.up, strict=True)
     ]
-    up_OR = blocks[0] if len(blocks) == 1 else torch.block_diag(*blocks)
-    return torch.addmm(out_TO, low_TR, up_OR.to(dtype).t(), alpha=adapters.scale)
+    return blocks[0] if len(blocks) == 1 else torch.block_diag(*blocks)
 
 
 def _adapted_pointwise(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, training: bool) -> Tensor:
@@ -138,21 +147,6 @@ def _adapted_pointwise(x_TI: Tensor, out_TO: Tensor, adapters: Adapters, trainin
         low_TR = (kept_TI[:, None, :].float() * down_RI[None]).sum(dim=-1)
         pieces.append((low_TR[:, None, :] * up_OR[None]).sum(dim=-1))
     return (out_TO.float() + adapters.scale * torch.cat(pieces, dim=-1)).to(out_TO.dtype)
-
-
-def dropped(shape: tuple[int, ...], keep: float, x: Tensor) -> Tensor:
-    """Inverted dropout of x, broadcast to `shape`: each value with probability `keep`, divided by it, else 0.
-
-    On a CPU a draw of 64 bits serves four values, since drawing is what costs there: the probability is then a
-    multiple of 2^-16, and what is kept is divided by exactly that.
-    """
-    if x.device.type != "cpu":
-        return F.dropout(x.expand(shape), 1.0 - keep, training=True)
-    size = math.prod(shape)
-    draws = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = min(2**16 - 1, max(1, round(keep * 2**16)))
-    is_kept = draws.view(torch.int16)[:size].view(shape) < kept - 2**15
-    return torch.where(is_kept, x * (2**16 / kept), 0.0)
 
 
 def _one_matrix(weights: Sequence[Tensor]) -> Tensor:
