@@ -33,7 +33,8 @@ from llm_neo.evaluate import classifier_forward, score_rows
 from llm_neo.losses import RowLosses
 from llm_neo.models.attention import Segments
 from llm_neo.models.fused import FusedClassifier
-from llm_neo.train import Logged, _schedule
+from llm_neo.train import _schedule
+from llm_neo.train_state import Logged
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CUDA = torch.device("cuda")
@@ -218,7 +219,7 @@ def test_a_captured_run_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path: 
         if line.step == 6:
             raise KeyboardInterrupt
 
-    store = CheckpointStore(tmp_path, "me")
+    store = CheckpointStore(tmp_path, {"of": "me"})
     with pytest.raises(KeyboardInterrupt):
         Run(student(0.3), "captured", after_log=stop_after_6)(chosen, store=store)
     resumed = Run(student(0.3), "captured")
@@ -296,7 +297,7 @@ def test_evaluations_and_checkpoints_between_replays_change_nothing(tmp_path: Pa
 
     disturbed = Run(model, "captured", evaluate=evaluate)
     chosen = settings(evaluate_every_steps=5, checkpoint_every_steps=7)
-    disturbed(chosen, rows=long_texts(), store=CheckpointStore(tmp_path, "me"))
+    disturbed(chosen, rows=long_texts(), store=CheckpointStore(tmp_path, {"of": "me"}))
     assert disturbed.losses == undisturbed.losses and len(scores) == 9
     assert_same_weights(disturbed.weights, undisturbed.weights)
     # An evaluation sees the weights of its step, not those that the graphs were captured with.
@@ -328,7 +329,7 @@ def test_a_killed_captured_run_goes_on_bit_for_bit(tmp_path: Path, micro_batch_s
         if line.step == 22:
             raise KeyboardInterrupt
 
-    store = CheckpointStore(tmp_path, "me")
+    store = CheckpointStore(tmp_path, {"of": "me"})
     with pytest.raises(KeyboardInterrupt):
         Run(student(0.3, CUDA), "captured", after_log=stop_after_22)(chosen, rows=long_texts(), store=store)
     assert store.step() == 20

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import BAD, GOOD, tiny_llama, toy_file
 
-from llm_neo import teacher_stage
+from llm_neo import fine_tuning
 from llm_neo.distillation import distill, resume
 from llm_neo.errors import InputError, TeacherGateError
 from llm_neo.recipe import Recipe, load_recipe
@@ -175,7 +175,7 @@ def test_what_shapes_the_teacher_decides_whether_it_is_reused(
         def stop(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(teacher_stage, "train", stop)
+        patch.setattr(fine_tuning, "train", stop)
         patch.setattr("llm_neo.distillation.learn", stop)
         heard = Heard()
         with pytest.raises(KeyboardInterrupt):
@@ -185,7 +185,7 @@ def test_what_shapes_the_teacher_decides_whether_it_is_reused(
 
 def test_the_teacher_is_gone_before_the_student_loads(material: Path, tmp_path: Path) -> None:
     alive: list[weakref.ref[Any]] = []
-    load = teacher_stage.load_base_classifier
+    load = fine_tuning.load_base_classifier
     seen: list[bool] = []
 
     def remember(base: Any) -> Any:
@@ -199,7 +199,7 @@ def test_the_teacher_is_gone_before_the_student_loads(material: Path, tmp_path: 
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_stage, "load_base_classifier", remember)
+        patch.setattr(fine_tuning, "load_base_classifier", remember)
         patch.setattr("llm_neo.distillation.load_student", look)
         with pytest.raises(KeyboardInterrupt):
             distill(recipe_of(material, tmp_path / "run", "teacher.fine_tune.epochs=1", "teacher.gate=warn"))

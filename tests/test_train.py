@@ -15,7 +15,8 @@ from llm_neo.models import adapters
 from llm_neo.models.load import LoadedModel, Placement, load_classifier
 from llm_neo.progress import SilentProgress
 from llm_neo.recipe.tree import Lora
-from llm_neo.train import Listener, Logged, TrainResult, TrainSettings, train
+from llm_neo.train import Listener, TrainResult, TrainSettings, train
+from llm_neo.train_state import Logged
 
 CPU = torch.device("cpu")
 ROWS, CLASSES = 22, 3
@@ -253,7 +254,7 @@ def test_a_killed_run_continues_to_the_very_same_weights(tmp_path: Path) -> None
     whole, rows = adapted()
     undisturbed, lines = run(whole, rows, chosen)
 
-    store = CheckpointStore(tmp_path / "checkpoints", "me")
+    store = CheckpointStore(tmp_path / "checkpoints", {"of": "me"})
     killed, rows = adapted()
     steps = 0
 

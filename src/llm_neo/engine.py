@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from llm_neo.batching import Batch
-from llm_neo.errors import NonFiniteError, ResourceError
+from llm_neo.errors import NonFiniteError, ResourceError, is_out_of_memory
 from llm_neo.evaluate import Forward
 from llm_neo.losses import RowLosses
 
@@ -120,7 +120,9 @@ class PlainEngine:
             sums = torch.stack([self._accumulate(batch, rows) for batch in micro_batches]).sum(dim=0)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm or math.inf)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self.optimizer.zero_grad(set_to_none=True)
             raise out_of_memory(micro_batches) from error
         measured = torch.cat([sums / rows, norm.detach()[None].to(sums)]).tolist()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
-from llm_neo.checkpoint import CheckpointStore, TrainingState
-from llm_neo.engine import Engine, NonFiniteStepError, Objective, StepFigures
+from llm_neo.checkpoint import CheckpointStore
+from llm_neo.engine import Engine, NonFiniteStepError, Objective
 from llm_neo.engines import EngineUsed, choose_engine
 from llm_neo.errors import NonFiniteError
 from llm_neo.evaluate import EngineName
+from llm_neo.interrupts import INTERRUPTIONS, Held, held_signals
 from llm_neo.progress import Bar, Progress
 from llm_neo.runtime import seed_everything
+from llm_neo.train_state import Logged, TrainingState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,25 +48,11 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Logged:
-    """The mean of the steps since the line before.
-
-    Attributes:
-        step: the last of them, counted from 1.
-        figures: their mean; tokens are their sum.
-        seconds: since the run began, interruptions not counted.
-    """
-
-    step: int
-    figures: StepFigures
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Listener:
     """What the caller does with the loop's news.
 
     Attributes:
+        begin: at the start; gets what was logged before the checkpoint that the loop goes on from.
         log: every `log_every_steps` and at the end.
         evaluate: every `evaluate_every_steps`, but not at the last step; gets the step, the epochs done so far and
             the mean training loss since the evaluation before. What it returns (as JSON can write it) is kept.
@@ -72,6 +60,7 @@ class Listener:
 
     log: Callable[[Logged], None]
     evaluate: Callable[[int, float, float], dict[str, Any]]
+    begin: Callable[[Sequence[Logged]], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -109,6 +98,8 @@ def train(
 ) -> TrainResult:
     """Train the model's trainable parameters; it stays in training mode.
 
+    SIGINT and SIGTERM wait for the end of the step, or end an evaluation at once; the state is saved before they act.
+
     Args:
         model: a classifier on `device`, frozen but for what is to learn.
         rows: the tokens of the training texts.
@@ -139,11 +130,13 @@ def train(
         wanted=engine,
     )
     progress.say(f"{label}: {chosen.used} engine" + (f" ({chosen.reason})" if chosen.reason else ""))
-    loop = _Loop(chosen.engine, rows, settings, total, listener, store)
+    loop = _Loop(chosen.engine, rows, settings, total, listener, store, progress.say)
     model.train()
-    with progress.bar(label, total, "steps") as bar:
-        state = loop.run(model, bar)
-    return TrainResult(total, state.tokens, state.pop_training_loss(), tuple(state.evaluations), chosen.used)
+    with progress.bar(label, total, "steps") as bar, held_signals() as held:
+        state = loop.run(model, bar, held)
+    if state.step < total:
+        raise KeyboardInterrupt  # nobody else acted on the signal that ended the loop
+    return TrainResult(total, state.tokens, state.training_loss, tuple(state.evaluations), chosen.used)
 
 
 @dataclass(frozen=True)
@@ -156,21 +149,29 @@ class _Loop:
     total: int
     listener: Listener
     store: CheckpointStore | None
+    say: Callable[[str], None]
 
-    def run(self, model: torch.nn.Module, bar: Bar) -> TrainingState:
-        """All steps that the newest checkpoint has not behind it."""
+    def run(self, model: torch.nn.Module, bar: Bar, held: Held) -> TrainingState:
+        """All steps that the newest checkpoint has not behind it; fewer where a signal is held at the end."""
         engine, state = self.engine, TrainingState()
         if self.store is not None:
-            state = self.store.restore(model, engine.optimizer, engine.scheduler) or state
+            state = self.store.restore(model, engine.optimizer, engine.scheduler, self.say) or state
+        self.listener.begin(state.logged)
         bar.advance(state.step)
+        self._evaluate(model, state, held)
         clock = time.monotonic() - state.seconds
         for step, batches in _schedule(self.rows, self.settings, state.step):
             self._named(partial(engine.step, batches), state, clock)
-            if engine.full or self._is_due(step):
+            # Looked at once: a signal that comes later waits for the next step, whose figures are read then.
+            stops = held.number is not None
+            if engine.full or stops or self._is_due(step):
                 figures = self._named(engine.read, state, clock)
                 state.add(figures, time.monotonic() - clock)
                 bar.advance(len(figures), loss=figures[-1].loss, tokens=sum(f.tokens for f in figures))
-                self._tell(step, model, state)
+                self._tell(model, state, held)
+            if stops:
+                self._save(model, state)
+                break
         return state
 
     def _is_due(self, step: int) -> bool:
@@ -179,18 +180,32 @@ class _Loop:
         saves = self.settings.checkpoint_every_steps if self.store is not None else None
         return step == self.total or any(n is not None and step % n == 0 for n in (*every, saves))
 
-    def _tell(self, step: int, model: torch.nn.Module, state: TrainingState) -> None:
-        """Log, evaluate and save what is due after `step`."""
-        settings, last = self.settings, step == self.total
-        if step % settings.log_every_steps == 0 or last:
-            self.listener.log(Logged(step, state.pop_mean(), state.seconds))
-        if last:
+    def _tell(self, model: torch.nn.Module, state: TrainingState, held: Held) -> None:
+        """Log, evaluate and save what is due after this step."""
+        settings, last = self.settings, state.step == self.total
+        if state.step % settings.log_every_steps == 0 or last:
+            self.listener.log(state.log())
+        self._evaluate(model, state, held)
+        if settings.checkpoint_every_steps and (state.step % settings.checkpoint_every_steps == 0 or last):
+            self._save(model, state)
+
+    def _evaluate(self, model: torch.nn.Module, state: TrainingState, held: Held) -> None:
+        """Evaluate where that is due after this step and no signal waits."""
+        step, every = state.step, self.settings.evaluate_every_steps
+        is_due = every is not None and step > state.evaluated_step and step % every == 0 and step < self.total
+        if not is_due or held.number is not None:
             return
-        if settings.evaluate_every_steps and step % settings.evaluate_every_steps == 0:
-            epoch = step / self.total * settings.epochs
-            state.evaluations.append(self.listener.evaluate(step, epoch, state.pop_training_loss()))
-            model.train()
-        if self.store is not None and settings.checkpoint_every_steps and step % settings.checkpoint_every_steps == 0:
+        try:
+            with held.paused():
+                returned = self.listener.evaluate(step, step / self.total * self.settings.epochs, state.training_loss)
+        except INTERRUPTIONS:
+            self._save(model, state)
+            raise
+        state.evaluated(returned)
+        model.train()
+
+    def _save(self, model: torch.nn.Module, state: TrainingState) -> None:
+        if self.store is not None:
             self.store.save(model, self.engine.optimizer, self.engine.scheduler, state)
 
     def _named(self, act: Callable[[], Any], state: TrainingState, clock: float) -> Any:
