@@ -33,7 +33,7 @@ from llm_neo.evaluate import classifier_forward, score_rows
 from llm_neo.losses import RowLosses
 from llm_neo.models.attention import Segments
 from llm_neo.models.fused import FusedClassifier
-from llm_neo.train import _schedule
+from llm_neo.schedule import scheduled
 from llm_neo.train_state import Logged
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -244,7 +244,7 @@ def long_texts() -> TokenRows:
 
 def buckets_of_a_run(rows: TokenRows) -> set[int]:
     chosen = settings()
-    return {bucket(batch.tokens + 9 - len(batch.rows)) for _, parts in _schedule(rows, chosen, 0) for batch in parts}
+    return {bucket(batch.tokens + 9 - len(batch.rows)) for _, parts in scheduled(rows, chosen, 0) for batch in parts}
 
 
 def test_the_gpu_tests_meet_several_buckets() -> None:
@@ -385,7 +385,7 @@ def test_a_full_log_is_read_before_it_overflows() -> None:
         accumulates=False,
         log_capacity=4,
     )
-    steps = iter(_schedule(rows, settings(), 0))
+    steps = iter(scheduled(rows, settings(), 0))
     for taken in range(4):
         assert not small.full, taken
         small.step(next(steps)[1])

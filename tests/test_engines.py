@@ -18,7 +18,8 @@ from llm_neo.losses import RowLosses, distillation_loss
 from llm_neo.models.adapters import trainable_tensors
 from llm_neo.models.fused import FusedClassifier
 from llm_neo.progress import SilentProgress
-from llm_neo.train import Listener, TrainResult, TrainSettings, train
+from llm_neo.schedule import TrainSettings
+from llm_neo.train import Listener, TrainResult, train
 from llm_neo.train_state import Logged
 
 CPU = torch.device("cpu")

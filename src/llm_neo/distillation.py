@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llm_neo.assets import ModelSource, resolve_model
+from llm_neo.checkpoint import CheckpointStore
 from llm_neo.data import load_data
 from llm_neo.errors import InputError
 from llm_neo.files import write_text_atomically
@@ -70,6 +71,8 @@ def resume(path: Path, progress: Progress | None = None) -> RunRecord:
     run = reopen(path)
     recipe = load_recipe(str(run.recipe))
     check_environment(recipe)
+    # Said before the data are read and the teacher scores anew for a run that cannot go on.
+    CheckpointStore(run.checkpoints / "student", _fields(recipe)).refuse_changes()
     return _run(recipe, run, progress or SilentProgress())
 
 

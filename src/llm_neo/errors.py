@@ -55,11 +55,10 @@ class ResourceError(LlmNeoError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk or the user's share of it is full; safetensors tells the system's number in words alone."""
+    """Whether the disk or the user's share of it is full; libraries in Rust tell the system's number in words alone."""
     if isinstance(error, OSError):
         return error.errno in _FULL
-    said = str(error) if type(error).__name__ == "SafetensorError" else ""
-    return any(f"(os error {number})" in said for number in _FULL)
+    return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from llm_neo.models import adapters
 from llm_neo.models.load import quiet
 from llm_neo.recipe import FineTune, Recipe
 from llm_neo.run.setting import Setting
+from llm_neo.schedule import TrainSettings
 from llm_neo.teacher import (
     ClassifierTeacher,
     Teacher,
@@ -27,7 +28,7 @@ from llm_neo.teacher import (
     load_base_classifier,
     load_classifier_teacher,
 )
-from llm_neo.train import Listener, TrainSettings, train
+from llm_neo.train import Listener, train
 
 FINE_TUNE_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.01,
@@ -98,6 +99,7 @@ def _fine_tune(
         label="teacher fine-tuning",
         store=CheckpointStore(setting.run.checkpoints / "teacher", {"teacher": identity}),
         engine=recipe.runtime.engine,
+        section="teacher.fine_tune",
     )
     model.eval().requires_grad_(False)
     with staged_folder(folder) as stage:

@@ -27,8 +27,9 @@ from llm_neo.models.layers import select_layers
 from llm_neo.models.load import Placement
 from llm_neo.recipe import Recipe, Train
 from llm_neo.run.setting import Setting
+from llm_neo.schedule import TrainSettings
 from llm_neo.targets import Targets
-from llm_neo.train import Listener, TrainSettings, train
+from llm_neo.train import Listener, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

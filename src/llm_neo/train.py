@@ -1,50 +1,24 @@
 """The one loop: teacher and student, hard labels and soft targets alike. It knows no task and no file format."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 
-from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
+from llm_neo.batching import TokenRows
 from llm_neo.checkpoint import CheckpointStore
-from llm_neo.engine import Engine, NonFiniteStepError, Objective
+from llm_neo.engine import Engine, NonFiniteStepError, Objective, StepMemoryError
 from llm_neo.engines import EngineUsed, choose_engine
-from llm_neo.errors import NonFiniteError
+from llm_neo.errors import NonFiniteError, ResourceError
 from llm_neo.evaluate import EngineName
 from llm_neo.interrupts import INTERRUPTIONS, Held, held_signals
 from llm_neo.progress import Bar, Progress
 from llm_neo.runtime import seed_everything
+from llm_neo.schedule import TrainSettings, largest_micro_batch, scheduled
 from llm_neo.train_state import Logged, TrainingState
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long, how fast and how often; the names are those of the recipe's `train` section."""
-
-    epochs: int
-    batch_size: int
-    micro_batch_size: int | None
-    learning_rate: float
-    weight_decay: float
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_fraction: float
-    max_gradient_norm: float | None
-    seed: int
-    evaluate_every_steps: int | None
-    checkpoint_every_steps: int | None
-    log_every_steps: int
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps of the whole run; the last batch of an epoch may be short."""
-        return self.epochs * math.ceil(rows / self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -95,6 +69,7 @@ def train(
     label: str,
     store: CheckpointStore | None = None,
     engine: EngineName = "auto",
+    section: str = "train",
 ) -> TrainResult:
     """Train the model's trainable parameters; it stays in training mode.
 
@@ -112,8 +87,10 @@ def train(
         label: the bar's name.
         store: where the state is saved to every `checkpoint_every_steps` and continued from; None = nowhere.
         engine: the recipe's `runtime.engine`.
+        section: what the recipe calls `settings`, for messages.
 
     Raises:
+        ResourceError: no memory for a micro-batch, which on a GPU shows before the first step, or a full disk.
         NonFiniteError: a loss or gradient is not finite; the step, the term and the rows are named.
         InputError: the recipe asks for the captured engine and it cannot take this model; the reason is named.
     """
@@ -130,8 +107,11 @@ def train(
         wanted=engine,
     )
     progress.say(f"{label}: {chosen.used} engine" + (f" ({chosen.reason})" if chosen.reason else ""))
-    loop = _Loop(chosen.engine, rows, settings, total, listener, store, progress.say)
+    loop = _Loop(chosen.engine, rows, settings, total, listener, store, progress.say, section)
     model.train()
+    if device.type == "cuda":
+        # What will not fit shows now, not when the longest texts of the epoch happen to meet.
+        loop.rehearse()
     with progress.bar(label, total, "steps") as bar, held_signals() as held:
         state = loop.run(model, bar, held)
     if state.step < total:
@@ -150,6 +130,16 @@ class _Loop:
     listener: Listener
     store: CheckpointStore | None
     say: Callable[[str], None]
+    section: str
+
+    def rehearse(self) -> None:
+        """Try the micro-batch with the most tokens.
+
+        Raises:
+            ResourceError: the device has no memory for it.
+        """
+        largest = largest_micro_batch(self.rows, self.settings)
+        self._named(partial(self.engine.rehearse, largest), TrainingState(), 0.0)
 
     def run(self, model: torch.nn.Module, bar: Bar, held: Held) -> TrainingState:
         """All steps that the newest checkpoint has not behind it; fewer where a signal is held at the end."""
@@ -160,7 +150,7 @@ class _Loop:
         bar.advance(state.step)
         self._evaluate(model, state, held)
         clock = time.monotonic() - state.seconds
-        for step, batches in _schedule(self.rows, self.settings, state.step):
+        for step, batches in scheduled(self.rows, self.settings, state.step):
             self._named(partial(engine.step, batches), state, clock)
             # Looked at once: a signal that comes later waits for the next step, whose figures are read then.
             stops = held.number is not None
@@ -212,23 +202,19 @@ class _Loop:
         """Do it; a failure names the step and its rows."""
         try:
             return act()
+        except StepMemoryError as error:
+            raise ResourceError(f"{error}; {self._smaller(error.rows)}") from error
         except NonFiniteStepError as error:
             state.add(error.before, time.monotonic() - clock)
             ids = [self.rows.ids[row] for batch in error.micro_batches for row in batch.rows.tolist()]
             shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
             raise NonFiniteError(f"step {state.step + 1}: {error} (rows {shown})") from error
 
-
-def _schedule(rows: TokenRows, settings: TrainSettings, done: int) -> Iterator[tuple[int, list[Batch]]]:
-    """The micro-batches of every step after the first `done`, steps counted from 1."""
-    per_epoch = math.ceil(len(rows) / settings.batch_size)
-    for epoch in range(done // per_epoch, settings.epochs):
-        order = epoch_order(len(rows), settings.seed, epoch)
-        for index in range(done % per_epoch if epoch == done // per_epoch else 0, per_epoch):
-            chosen = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-            yield epoch * per_epoch + index + 1, _micro_batches(rows, chosen, settings.micro_batch_size)
-
-
-def _micro_batches(rows: TokenRows, chosen: "NDArray[np.int64]", size: int | None) -> list[Batch]:
-    size = size or len(chosen)
-    return [packed_batch(rows, chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    def _smaller(self, rows: int) -> str:
+        """The way out where the device has no memory for so many rows at once."""
+        if rows == 1:
+            return "lower data.max_length_tokens or choose a smaller model"
+        return (
+            f"set {self.section}.micro_batch_size to {rows // 2}: the loss stays the same up to rounding and dropout, "
+            "and an interrupted run may go on with it"
+        )

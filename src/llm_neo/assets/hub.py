@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_neo.errors import InputError, ResourceError
+from llm_neo.interrupts import raise_if_arrived
 from llm_neo.progress import Bar, Progress
 
 MODEL_FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.*", "*.jinja")
@@ -112,6 +113,8 @@ def _bar_class(bar: Bar | None) -> type[Any]:
             super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
+            # Called by the threads that download: the main one, which the signal reached, waits for them.
+            raise_if_arrived()
             if bar is not None and self._counts:
                 bar.advance(int(n or 0))
             super().update(n)

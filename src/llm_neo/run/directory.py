@@ -97,6 +97,10 @@ def prepare(path: str | Path, *, overwrite: bool = False) -> RunDirectory:
     run = RunDirectory(Path(path).expanduser())
     with explained(run.path):
         entries = _entries(run)
+        if entries and all(map(is_temporary, entries)):
+            # Killed while it wrote its first file.
+            _remove_leftovers(run)
+            entries = []
         if entries and not overwrite:
             raise InputError(_occupied(run, entries))
         if entries:
@@ -118,10 +122,15 @@ def reopen(path: str | Path) -> RunDirectory:
         raise InputError(f"the run in {run.path} is finished; there is nothing to resume")
     if not run.recipe.is_file():
         raise InputError(f"{run.path} holds no run: it has no recipe.yaml; name the folder of an interrupted run")
+    _remove_leftovers(run)
+    return run
+
+
+def _remove_leftovers(run: RunDirectory) -> None:
+    """Delete what a killed run was writing."""
     for entry in run.path.iterdir():
         if is_temporary(entry.name):
             _remove(entry)
-    return run
 
 
 def abandon(run: RunDirectory) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from llm_neo.interrupts import raise_if_arrived
 from llm_neo.meter import StageMeter
 from llm_neo.progress import Bar, Progress
 from llm_neo.run.directory import RunDirectory
@@ -48,6 +49,8 @@ class _CountedBar:
 
     def advance(self, amount: int = 1, **figures: float) -> None:
         """See `Bar`."""
+        # A signal's exception is lost where it is raised in a destructor or swallowed by a library.
+        raise_if_arrived()
         if self.progress.meter is not None:
             self.progress.meter.tokens += int(figures.get("tokens", 0))
         self.shown.advance(amount, **figures)
