@@ -117,7 +117,7 @@ def export_run(run: Path, kind: Literal["adapter", "merged"], progress: Progress
     _refuse_target(target, directory)
     recorded = read_predictions(directory, record, CHECKED_ROWS)
     progress.stage("export")
-    with filled_folder(target) as stage:
+    with filled_folder(target, _needed_bytes(record, directory, kind)) as stage:
         if kind == "adapter":
             shutil.copytree(directory.student, stage, dirs_exist_ok=True)
             found = _check_adapter(run, stage, recorded, progress)
@@ -137,6 +137,13 @@ def _refuse_target(target: Path, run: RunDirectory) -> None:
         raise InputError(f"{target} exists already; remove it or name another folder with --output")
     if target.resolve().is_relative_to(run.student.resolve()):
         raise InputError(f"{target} lies in the run's own student; name a folder outside it with --output")
+
+
+def _needed_bytes(record: RunRecord, run: RunDirectory, kind: Literal["adapter", "merged"]) -> int | None:
+    """What the export will take on the disk: the student's own files, or all weights in at most four bytes each."""
+    if kind == "merged":
+        return None if record.student.total_parameters is None else 4 * record.student.total_parameters
+    return sum(file.stat().st_size for file in run.student.rglob("*") if file.is_file())
 
 
 def _recorded_dtype(record: RunRecord, recipe: Recipe) -> torch.dtype:
