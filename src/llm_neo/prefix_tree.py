@@ -37,11 +37,6 @@ def tree_tokens(rows: TokenRows) -> int:
     return int(rows.lengths.sum() - _shared(rows, order).sum())
 
 
-def tree_order(rows: TokenRows) -> "NDArray[np.int64]":
-    """The texts in the order in which `tree_batches` takes them, (N,): neighbours begin alike, long ones come first."""
-    return _long_groups_first(rows, _lexicographic(rows))
-
-
 def tree_batches(rows: TokenRows, max_tokens: int) -> Iterator[Batch]:
     """All texts, each batch with `input_ids` (1, T): at most `max_tokens` of them, but for a longer text alone.
 
@@ -52,7 +47,7 @@ def tree_batches(rows: TokenRows, max_tokens: int) -> Iterator[Batch]:
         rows: the tokens of N texts; for equal texts nothing but the last token is computed again.
         max_tokens: T of a batch; it also has at most `KEYS_PER_TOKEN` times as many keys.
     """
-    order = tree_order(rows)
+    order = _long_groups_first(rows, _lexicographic(rows))
     lengths = rows.lengths[order]
     # A text's own last token is always new: it is the query whose answer is pooled.
     shared = np.minimum(_shared(rows, order), lengths - 1)
