@@ -75,6 +75,10 @@ class Child:
         try:
             for number, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_APPEND), number)
+            # PyTorch makes its thread pool anew after a fork, which must not happen in two threads at once.
+            torch.set_num_threads(1)
+            # A shell ignores it in its background jobs.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ["LLM_NEO_CACHE"] = str(cache)
             Reporting.file = self.folder / "events"
             prepare()
