@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-FEW = {"KILLS": "6", "RUNS": "2", "FLIPS": "21", "SIGTERMS": "4", "DISK": "2"}
+FEW = {"KILLS": "4", "RUNS": "1", "FLIPS": "14", "SIGTERMS": "3", "DISK": "1"}
 
 
 def test_nothing_is_lost_silent_or_damaged(tmp_path: Path) -> None:
@@ -21,4 +21,4 @@ def test_nothing_is_lost_silent_or_damaged(tmp_path: Path) -> None:
         *("flips", "flips_detected", "flips_harmless", "flips_silent"),
         *("sigterms", "sigterms_whole", "disk_full", "disk_full_damaged"),
     }
-    assert counts["kills"] >= 6 and counts["runs"] == counts["runs_equal"] >= 2 and counts["flips"] == 21
+    assert counts["kills"] >= 4 and counts["runs"] == counts["runs_equal"] >= 1 and counts["flips"] == 14
