@@ -2,12 +2,13 @@
 #   make demo   sets up, then distils the quickstart recipe
 #   make test   sets up, then runs the tests
 # make bench times the engine against the ways it replaces.
+# make torture kills, signals, damages and cramps real runs of tiny models, and writes torture.json.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo bench test check format clean
+.PHONY: setup demo bench test torture check format clean
 
 setup: $(STAMP)
 
@@ -33,6 +34,11 @@ bench: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# KILLS, RUNS, FLIPS, SIGTERMS and DISK shorten it: make torture KILLS=20
+torture: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 KILLS=$(KILLS) RUNS=$(RUNS) FLIPS=$(FLIPS) SIGTERMS=$(SIGTERMS) DISK=$(DISK) \
+	  $(BIN)/python -m faults
 
 check: setup
 	$(BIN)/ruff check .

@@ -19,7 +19,9 @@ from llm_neo.models.adapters import add_adapters
 from llm_neo.models.quantization import keep_weights_as_stored, quantization_config
 from llm_neo.progress import SilentProgress
 from llm_neo.recipe import Lora
-from llm_neo.train import Listener, Logged, TrainSettings, train
+from llm_neo.schedule import TrainSettings
+from llm_neo.train import Listener, train
+from llm_neo.train_state import Logged
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 if shutil.which("nvidia-smi") is None:
@@ -10,6 +11,10 @@ if shutil.which("nvidia-smi") is None:
 
 import pytest
 from tiny import tiny_llama
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell ignores it in its background jobs, and their children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import huggingface_hub.constants
 import pytest
 from assets_builders import Answer, Served, closed_port, serve
 
-from llm_neo.assets.hub import fetch_hub_model
+from llm_neo.assets.hub import _bar_class, fetch_hub_model
 from llm_neo.errors import InputError, ResourceError
+from llm_neo.interrupts import Terminated, raised_signals
 from llm_neo.progress import Bar, SilentProgress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -212,3 +214,21 @@ def test_the_users_own_hub_variables_count(tmp_path: Path) -> None:
     with serve(hub_of(FILES)) as served:
         assert f"commit='{COMMIT}'" in run(HF_ENDPOINT=served.url)
         assert f"commit='{COMMIT}'" in run(HF_ENDPOINT=served.url, HF_HUB_OFFLINE="1")
+
+
+def test_a_thread_that_downloads_ends_when_a_signal_came() -> None:
+    """The exception is raised in the main thread, which waits for the others."""
+    counted: list[int] = []
+
+    class Counting:
+        def advance(self, amount: int = 1, **figures: float) -> None:
+            counted.append(amount)
+
+    bar = _bar_class(Counting())(total=10, unit="B", desc="model.safetensors")
+    with raised_signals():
+        bar.update(3)
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Terminated):
+            bar.update(3)
+    assert counted == [3]

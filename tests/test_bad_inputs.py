@@ -449,7 +449,7 @@ COMMANDS: Cases = [
     (
         "evaluate a run without its figures",
         lambda b: ["evaluate", b.finished(edit("run.json", student=None)), "--data", "train.tsv"],
-        r"run\.json is damaged: student: Field required .*run the recipe again",
+        r"run\.json is not as the run wrote it \(its sha256 differs\); restore it or run the recipe again",
     ),
     (
         "evaluate a run of the future",
@@ -459,7 +459,7 @@ COMMANDS: Cases = [
     (
         "evaluate half a student",
         lambda b: ["evaluate", b.finished(remove("student/adapter_model.safetensors")), "--data", "train.tsv"],
-        r"student holds no adapter_model\.safetensors",
+        r"student/adapter_model\.safetensors is missing or not as the run wrote it; restore it or distil again",
     ),
     ("evaluate on no file", lambda b: ["evaluate", b.finished(), "--data", "gone.tsv"], r"gone\.tsv is not there"),
     (
@@ -506,7 +506,7 @@ COMMANDS: Cases = [
     (
         "export half a run",
         lambda b: ["export", b.finished(remove("predictions.jsonl")), "--to", "merged"],
-        r"predictions\.jsonl is missing or damaged .*distil again",
+        r"predictions\.jsonl is missing or not as the run wrote it; restore it or distil again",
     ),
 ]
 

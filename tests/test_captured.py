@@ -39,7 +39,8 @@ from llm_neo.models.fused import FusedClassifier
 from llm_neo.models.load import Placement, load_classifier
 from llm_neo.models.quantization import Quantization
 from llm_neo.recipe.tree import Lora
-from llm_neo.train import Logged, _schedule
+from llm_neo.schedule import scheduled
+from llm_neo.train_state import Logged
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CUDA = torch.device("cuda")
@@ -224,7 +225,7 @@ def test_a_captured_run_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path: 
         if line.step == 6:
             raise KeyboardInterrupt
 
-    store = CheckpointStore(tmp_path, "me")
+    store = CheckpointStore(tmp_path, {"of": "me"})
     with pytest.raises(KeyboardInterrupt):
         Run(student(0.3), "captured", after_log=stop_after_6)(chosen, store=store)
     resumed = Run(student(0.3), "captured")
@@ -249,7 +250,7 @@ def long_texts() -> TokenRows:
 
 def buckets_of_a_run(rows: TokenRows) -> set[int]:
     chosen = settings()
-    return {bucket(batch.tokens + 9 - len(batch.rows)) for _, parts in _schedule(rows, chosen, 0) for batch in parts}
+    return {bucket(batch.tokens + 9 - len(batch.rows)) for _, parts in scheduled(rows, chosen, 0) for batch in parts}
 
 
 def test_the_gpu_tests_meet_several_buckets() -> None:
@@ -302,7 +303,7 @@ def test_evaluations_and_checkpoints_between_replays_change_nothing(tmp_path: Pa
 
     disturbed = Run(model, "captured", evaluate=evaluate)
     chosen = settings(evaluate_every_steps=5, checkpoint_every_steps=7)
-    disturbed(chosen, rows=long_texts(), store=CheckpointStore(tmp_path, "me"))
+    disturbed(chosen, rows=long_texts(), store=CheckpointStore(tmp_path, {"of": "me"}))
     assert disturbed.losses == undisturbed.losses and len(scores) == 9
     assert_same_weights(disturbed.weights, undisturbed.weights)
     # An evaluation sees the weights of its step, not those that the graphs were captured with.
@@ -334,7 +335,7 @@ def test_a_killed_captured_run_goes_on_bit_for_bit(tmp_path: Path, micro_batch_s
         if line.step == 22:
             raise KeyboardInterrupt
 
-    store = CheckpointStore(tmp_path, "me")
+    store = CheckpointStore(tmp_path, {"of": "me"})
     with pytest.raises(KeyboardInterrupt):
         Run(student(0.3, CUDA), "captured", after_log=stop_after_22)(chosen, rows=long_texts(), store=store)
     assert store.step() == 20
@@ -390,7 +391,7 @@ def test_a_full_log_is_read_before_it_overflows() -> None:
         accumulates=False,
         log_capacity=4,
     )
-    steps = iter(_schedule(rows, settings(), 0))
+    steps = iter(scheduled(rows, settings(), 0))
     for taken in range(4):
         assert not small.full, taken
         small.step(next(steps)[1])

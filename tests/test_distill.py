@@ -2,6 +2,9 @@
 
 import gc
 import json
+import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,10 @@ from typing import Any
 import pytest
 from tiny import BAD, GOOD, tiny_llama, toy_file
 
-from llm_neo import teacher_stage
+from llm_neo import fine_tuning
 from llm_neo.distillation import distill, resume
 from llm_neo.errors import InputError, TeacherGateError
-from llm_neo.recipe import Recipe, load_recipe
+from llm_neo.recipe import Recipe, dump_recipe, load_recipe
 from llm_neo.run.record import RunRecord, read_run
 
 RECIPE = """
@@ -175,7 +178,7 @@ def test_what_shapes_the_teacher_decides_whether_it_is_reused(
         def stop(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(teacher_stage, "train", stop)
+        patch.setattr(fine_tuning, "train", stop)
         patch.setattr("llm_neo.distillation.learn", stop)
         heard = Heard()
         with pytest.raises(KeyboardInterrupt):
@@ -185,7 +188,7 @@ def test_what_shapes_the_teacher_decides_whether_it_is_reused(
 
 def test_the_teacher_is_gone_before_the_student_loads(material: Path, tmp_path: Path) -> None:
     alive: list[weakref.ref[Any]] = []
-    load = teacher_stage.load_base_classifier
+    load = fine_tuning.load_base_classifier
     seen: list[bool] = []
 
     def remember(base: Any) -> Any:
@@ -199,7 +202,7 @@ def test_the_teacher_is_gone_before_the_student_loads(material: Path, tmp_path: 
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_stage, "load_base_classifier", remember)
+        patch.setattr(fine_tuning, "load_base_classifier", remember)
         patch.setattr("llm_neo.distillation.load_student", look)
         with pytest.raises(KeyboardInterrupt):
             distill(recipe_of(material, tmp_path / "run", "teacher.fine_tune.epochs=1", "teacher.gate=warn"))
@@ -241,6 +244,68 @@ def test_an_interrupted_run_is_no_run_and_resumes_to_the_same_student(
     assert metrics[0] == metrics[1]
     for name in ("adapter_model.safetensors", "base/model.safetensors"):
         assert (run / "student" / name).read_bytes() == (tmp_path / "run" / "student" / name).read_bytes()
+
+
+def test_a_changed_recipe_is_refused_field_by_field_unless_the_field_cannot_matter(
+    finished: Any, material: Path, tmp_path: Path
+) -> None:
+    run, cache = tmp_path / "run", finished[4]
+    recipe = recipe_of(material, run)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def change(*changes: str) -> None:
+        (run / "recipe.yaml").write_text(dump_recipe(recipe_of(material, run, *changes)), encoding="utf-8")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_NEO_CACHE", str(cache))
+        with pytest.MonkeyPatch.context() as stop:
+            stop.setattr("llm_neo.student_stage.Judge.midway", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                distill(recipe)
+        change("train.learning_rate=0.02", "student.lora.rank=2", "teacher.fine_tune.epochs=9")
+        with pytest.raises(InputError) as refused:
+            resume(run)
+        assert str(refused.value).splitlines()[1:-1] == [
+            "  teacher.fine_tune.epochs: was 2, is 9",
+            "  student.lora.rank: was 4, is 2",
+            "  train.learning_rate: was 0.01, is 0.02",
+        ]
+        copied = tmp_path / "copied.tsv"
+        copied.write_bytes((material / "train.tsv").read_bytes())
+        change("train.log_every_steps=25", "train.checkpoint_every_steps=7", f"data.train.source={copied}")
+        assert resume(run).student == finished[1].student
+        again = recipe_of(material, tmp_path / "again")
+        with pytest.MonkeyPatch.context() as stop:
+            stop.setattr("llm_neo.student_stage.Judge.midway", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                distill(again)
+        tiny_llama(tmp_path / "other", layers=3, seed=9)
+        (tmp_path / "again" / "recipe.yaml").write_text(
+            dump_recipe(recipe_of(material, tmp_path / "again", f"student.model={tmp_path / 'other'}"))
+        )
+        with pytest.raises(InputError, match=r"files of student\.model: was [0-9a-f]{64}, is [0-9a-f]{64}"):
+            resume(tmp_path / "again")
+
+
+def test_two_runs_of_one_teacher_share_what_the_first_one_scores(material: Path, tmp_path: Path) -> None:
+    """The second waits for the first, and then needs no teacher."""
+    words = [f"output={tmp_path / name / 'run'}" for name in ("one", "two")]
+    recipe = recipe_of(material, tmp_path / "run")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    environment = os.environ | {"LLM_NEO_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "llm_neo", "distill", str(file)]
+    both = [
+        subprocess.Popen([*command, word], env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE)
+        for word in words
+    ]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum("reused from an earlier run" in text for text in told) == 1
+    predictions = [(tmp_path / name / "run" / "predictions.jsonl").read_bytes() for name in ("one", "two")]
+    assert predictions[0] == predictions[1]
 
 
 def test_a_teacher_without_a_trained_head_stops_the_run_before_it_is_scored(material: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from llm_neo.losses import RowLosses, distillation_loss
 from llm_neo.models.adapters import trainable_tensors
 from llm_neo.models.fused import FusedClassifier
 from llm_neo.progress import SilentProgress
-from llm_neo.train import Listener, Logged, TrainResult, TrainSettings, train
+from llm_neo.schedule import TrainSettings
+from llm_neo.train import Listener, TrainResult, train
+from llm_neo.train_state import Logged
 
 CPU = torch.device("cpu")
 ROWS = 38
@@ -286,7 +288,7 @@ def test_a_killed_fused_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> 
         if line.step == 6:
             raise KeyboardInterrupt
 
-    store = CheckpointStore(tmp_path, "me")
+    store = CheckpointStore(tmp_path, {"of": "me"})
     with pytest.raises(KeyboardInterrupt):
         Run(student(dropout=0.3), "auto", after_log=stop_after_6)(chosen, store=store)
     assert store.step() == 4

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 
 import llm_neo
 from llm_neo.errors import InputError, NonFiniteError, RecipeError, ResourceError, TeacherGateError
-from llm_neo.exits import Outcome, Terminated, guarded, outcome_of, usage_error
+from llm_neo.exits import Outcome, guarded, outcome_of, usage_error
+from llm_neo.interrupts import Terminated
 
 SOURCE = str(Path(llm_neo.__file__).parents[1])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import PAIRS, edit_json, material, recorded, run_of
+from tiny_runs import PAIRS, edit_json, material, recorded, run_of, unseal
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -75,6 +75,7 @@ def merged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tmp_path: Path) -> Path:
     """A run of its own to damage."""
     shutil.copytree(folder / "run-cut", tmp_path / "run")
+    unseal(tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -297,6 +298,7 @@ def test_a_merge_that_changes_the_answers_is_a_fault_of_ours(
 def test_a_run_of_a_gpu_in_bfloat16_is_checked_as_such_in_float32(folder: Path, tmp_path: Path) -> None:
     """Where there are no bfloat16 units the adapter works in float32, but the recorded logits were rounded."""
     shutil.copytree(folder / "run-bfloat16", tmp_path / "run")
+    unseal(tmp_path / "run")
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("precision: bfloat16", "precision: float32"))
     assert export_run(tmp_path / "run", "adapter", Told()).is_dir()

@@ -22,6 +22,7 @@ from tiny_runs import (
     material,
     recorded,
     run_of,
+    unseal,
 )
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -262,6 +263,7 @@ def test_a_recipe_that_names_columns_reads_files_with_and_without_a_header(
     """Its list of columns belongs to the file that it was written for."""
     run = tmp_path / "run"
     shutil.copytree(folder / "run-cut", run)
+    unseal(run)
     recipe = load_recipe(str(run / "recipe.yaml"), ["data.validation.columns=[id, label, sentence]"])
     (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     rows = [(f"{n}", label, text) for n, (text, label) in enumerate(toy_sentences(60, seed=2))]
@@ -374,6 +376,7 @@ class TestDamaged:
     @pytest.fixture
     def run(self, folder: Path, tmp_path: Path) -> Path:
         shutil.copytree(folder / "run-cut", tmp_path / "run")
+        unseal(tmp_path / "run")
         return tmp_path / "run"
 
     def test_without_its_record(self, run: Path) -> None:
@@ -415,6 +418,7 @@ class TestDamaged:
 
     def test_all_weights_without_a_head(self, folder: Path, tmp_path: Path) -> None:
         shutil.copytree(folder / "run-full", tmp_path / "full")
+        unseal(tmp_path / "full")
         tiny_llama(tmp_path / "full" / "student", layers=3)
         with pytest.raises(InputError, match="holds no head for the classes"):
             load_run(tmp_path / "full")

@@ -46,7 +46,7 @@ def steps(path: Path) -> list[tuple[str, int]]:
 def test_the_contract_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
-        log.write(**line("train", 10))
+        log.write(MetricsLine(**line("train", 10)))
     (text,) = path.read_text(encoding="utf-8").splitlines()
     assert list(json.loads(text)) == KEYS
     assert json.loads(text) == line("train", 10)
@@ -55,7 +55,7 @@ def test_the_contract_of_keys(tmp_path: Path) -> None:
 def test_a_line_is_readable_while_the_log_is_open(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
-        log.write(**line("train", 1))
+        log.write(MetricsLine(**line("train", 1)))
         assert read_metrics(path) == [MetricsLine(**line("train", 1))]
 
 
@@ -63,7 +63,7 @@ def test_a_line_is_readable_while_the_log_is_open(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_null(tmp_path: Path, broken: float) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
-        log.write(**line("train", 1, loss=broken, gradient_norm=broken, soft_loss=None))
+        log.write(MetricsLine(**line("train", 1, loss=broken, gradient_norm=broken, soft_loss=None)))
     (entry,) = read_metrics(path)
     assert (entry.loss, entry.gradient_norm, entry.soft_loss, entry.hard_loss) == (None, None, None, 0.4)
     assert "NaN" not in path.read_text(encoding="utf-8")
@@ -74,23 +74,23 @@ def test_a_second_session_appends(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for stage in ("teacher", "train"):
         with MetricsLog(path) as log:
-            log.write(**line(stage, 10))
-            log.write(**line(stage, 20))
+            log.write(MetricsLine(**line(stage, 10)))
+            log.write(MetricsLine(**line(stage, 20)))
     assert steps(path) == [("teacher", 10), ("teacher", 20), ("train", 10), ("train", 20)]
 
 
-def test_going_on_from_a_checkpoint_drops_what_is_done_again(tmp_path: Path) -> None:
+def test_going_on_from_a_checkpoint_makes_the_log_what_it_was_there(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
-        for step in (10, 20):
-            log.write(**line("teacher", step))
-        for step in (10, 20, 30):
-            log.write(**line("train", step, loss=1.0))
+        for stage, step in (("teacher", 10), ("teacher", 20), ("train", 10), ("train", 20), ("train", 30)):
+            log.write(MetricsLine(**line(stage, step, loss=1.0)))
+    # The line of step 20 is lost, those of 10 and 20 were before the checkpoint.
+    path.write_text("".join(text for text in path.open() if '"train", "step": 20' not in text), encoding="utf-8")
     with MetricsLog(path) as log:
-        log.write(**line("train", 20, loss=2.0))
-        log.write(**line("train", 30, loss=3.0))
+        log.replace("train", [MetricsLine(**line("train", step, loss=1.0)) for step in (10, 20)])
+        log.write(MetricsLine(**line("train", 30, loss=3.0)))
     assert steps(path) == [("teacher", 10), ("teacher", 20), ("train", 10), ("train", 20), ("train", 30)]
-    assert [entry.loss for entry in read_metrics(path)[2:]] == [1.0, 2.0, 3.0]
+    assert [entry.loss for entry in read_metrics(path)[2:]] == [1.0, 1.0, 3.0]
 
 
 def test_a_torn_line_is_gone_when_the_log_is_opened_again(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_torn_line_is_gone_when_the_log_is_opened_again(tmp_path: Path) -> Non
     path.write_text(whole + whole[:40], encoding="utf-8")
     assert steps(path) == [("train", 1)]
     with MetricsLog(path) as log:
-        log.write(**line("train", 2))
+        log.write(MetricsLine(**line("train", 2)))
     assert steps(path) == [("train", 1), ("train", 2)]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
@@ -128,11 +128,11 @@ def test_a_full_disk_is_said_to_be(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     with pytest.raises(ResourceError, match="the disk is full"), log:  # noqa: PT012
         log._file = io.TextIOWrapper(io.BufferedWriter(io.FileIO("/dev/full", "w")), encoding="utf-8")
-        log.write(**line("train", 1))
+        log.write(MetricsLine(**line("train", 1)))
 
 
 def test_the_log_is_written_inside_its_context(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     with pytest.raises(AssertionError):
-        log.write(**line("train", 1))
+        log.write(MetricsLine(**line("train", 1)))
     log.__exit__(None, None, None)

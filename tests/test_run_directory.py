@@ -185,3 +185,16 @@ def test_a_run_that_computed_something_stays(tmp_path: Path) -> None:
         (run.path / name).write_text(content)
         abandon(run)
         assert sorted(entry.name for entry in run.path.iterdir()) == sorted(["recipe.yaml", name])
+
+
+def test_what_was_killed_while_it_wrote_its_first_file_can_begin_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.yaml.0f3a.tmp").write_text("half")
+    assert list(prepare(tmp_path / "run").path.iterdir()) == []
+
+
+def test_resuming_removes_what_a_killed_run_was_writing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("x")
+    (tmp_path / ".student.0f3a.tmp").mkdir()
+    (tmp_path / ".student.0f3a.tmp" / "a").write_text("half")
+    assert [entry.name for entry in reopen(tmp_path).path.iterdir()] == ["recipe.yaml"]

@@ -1,6 +1,9 @@
 """`run.json`: the contract of its keys, exact round trips, and what cannot be read."""
 
+import contextlib
 import json
+import random
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from records import run_record
 from llm_neo.errors import InputError
 from llm_neo.files import write_json_atomically
 from llm_neo.meter import StageMeter
-from llm_neo.run.record import RunRecord, StageRecord, read_run
+from llm_neo.run.directory import RunDirectory
+from llm_neo.run.record import RunRecord, StageRecord, read_run, require_files, write_run
 
 MODEL_KEYS = {
     "model",
@@ -161,3 +165,37 @@ def test_the_schema_number_is_the_models_own() -> None:
 
     assert run_record().schema_version == SCHEMA_VERSION
     assert RunRecord.model_fields["schema_version"].default == SCHEMA_VERSION
+
+
+def test_any_changed_byte_of_a_sealed_record_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    run, draw = RunDirectory(tmp_path), random.Random(0)
+    write_run(run, run_record(files={"recipe.yaml": "0" * 64}))
+    whole, record = run.run_json.read_bytes(), read_run(tmp_path)
+    harmless = 0
+    for _ in range(500):
+        place = draw.randrange(len(whole))
+        run.run_json.write_bytes(whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :])
+        with contextlib.suppress(InputError):
+            assert read_run(tmp_path) == record
+            harmless += 1
+    assert harmless <= 25
+
+
+def test_a_record_may_be_written_in_another_layout(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_run(run, run_record())
+    record = read_run(tmp_path)
+    run.run_json.write_text(json.dumps(json.loads(run.run_json.read_text())))
+    assert read_run(tmp_path) == record
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_file_that_is_not_as_the_run_wrote_it_is_named(tmp_path: Path, damage: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.student.mkdir()
+    (run.student / "a").write_text("x")
+    record = run_record(files={"student/a": sha256(b"x").hexdigest(), "recipe.yaml": "0" * 64})
+    require_files(run, record, "student/")
+    (run.student / "a").unlink() if damage == "gone" else (run.student / "a").write_text("y")
+    with pytest.raises(InputError, match="student/a is missing or not as the run wrote it; restore it or distil again"):
+        require_files(run, record, "student/")

@@ -1,6 +1,8 @@
 """The loop against a plain implementation of the same mathematics: padded texts, one at a time, autograd by hand."""
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,17 @@ from tiny import tiny_llama, toy_sentences
 
 from llm_neo.batching import TokenRows, encode, epoch_order
 from llm_neo.checkpoint import CheckpointStore
-from llm_neo.errors import NonFiniteError
+from llm_neo.engines import choose_engine
+from llm_neo.errors import NonFiniteError, ResourceError
+from llm_neo.interrupts import Terminated, raised_signals
 from llm_neo.losses import RowLosses, distillation_loss
 from llm_neo.models import adapters
 from llm_neo.models.load import LoadedModel, Placement, load_classifier
 from llm_neo.progress import SilentProgress
 from llm_neo.recipe.tree import Lora
-from llm_neo.train import Listener, Logged, TrainResult, TrainSettings, train
+from llm_neo.schedule import TrainSettings, largest_micro_batch, scheduled
+from llm_neo.train import Listener, TrainResult, train
+from llm_neo.train_state import Logged
 
 CPU = torch.device("cpu")
 ROWS, CLASSES = 22, 3
@@ -253,7 +259,7 @@ def test_a_killed_run_continues_to_the_very_same_weights(tmp_path: Path) -> None
     whole, rows = adapted()
     undisturbed, lines = run(whole, rows, chosen)
 
-    store = CheckpointStore(tmp_path / "checkpoints", "me")
+    store = CheckpointStore(tmp_path / "checkpoints", {"of": "me"})
     killed, rows = adapted()
     steps = 0
 
@@ -284,3 +290,93 @@ def test_all_weights_learn_with_decay_on_matrices_only(loaded: LoadedModel) -> N
     run(model, tokens_of(loaded), settings(learning_rate=1e-3, weight_decay=500.0))
     shrunk = {n for n, p in model.named_parameters() if p.norm() < 0.8 * before[n].norm()}
     assert shrunk == {n for n, p in model.named_parameters() if p.ndim >= 2}
+
+
+@pytest.mark.parametrize("where", ["step", "evaluation", "last step"])
+@pytest.mark.parametrize("every", [None, 4])
+def test_a_signal_ends_the_run_with_a_checkpoint_of_its_last_step(
+    tmp_path: Path, where: str, every: int | None
+) -> None:
+    """Within a step it waits for its end, within an evaluation it does not; resuming gives the very same run."""
+    tiny_llama(tmp_path / "m")
+
+    def adapted() -> tuple[torch.nn.Module, TokenRows]:
+        fresh = load_classifier(
+            tmp_path / "m", "t", ["a", "b", "c"], Placement(CPU, torch.float32), max_length_tokens=32, seed=1
+        )
+        return adapters.add_adapters(fresh.model, Lora(rank=4, alpha=8, dropout=0.3), 5), tokens_of(fresh)
+
+    lines: list[Logged] = []
+    begun: list[int] = []
+    evaluated: list[tuple[int, float]] = []
+
+    def listener(*, stops: bool) -> Listener:
+        def evaluate(step: int, epoch: float, loss: float) -> dict[str, object]:
+            if stops and where == "evaluation":
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError("the evaluation went on")
+            evaluated.append((step, loss))
+            return {"step": step}
+
+        return Listener(lines.append, evaluate, lambda logged: begun.append(len(logged)))
+
+    chosen = settings(checkpoint_every_steps=every, log_every_steps=2, evaluate_every_steps=3)
+    whole, rows = adapted()
+    undisturbed, _ = run(whole, rows, chosen, listener=listener(stops=False))
+    expected, seen = list(lines), list(evaluated)
+    lines.clear(), evaluated.clear()
+
+    steps, at = 0, {"step": 3, "evaluation": -1, "last step": 6}[where]
+
+    def stopped(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
+        nonlocal steps
+        steps += 1
+        if steps == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(logits_BC, rows_B)
+
+    store = CheckpointStore(tmp_path / "checkpoints", {"of": "me"})
+    model, rows = adapted()
+    with raised_signals(), pytest.raises(Terminated):
+        run(model, rows, chosen, objective=stopped, store=store, listener=listener(stops=True))
+    assert store.step() == (6 if where == "last step" else 3)
+    model, rows = adapted()
+    result, _ = run(model, rows, chosen, store=store, listener=listener(stops=False))
+    assert begun[-1] == (3 if where == "last step" else 1)
+    for name, tensor in adapters.trainable_tensors(whole).items():
+        assert torch.equal(tensor, adapters.trainable_tensors(model)[name]), name
+    assert [(line.step, line.figures) for line in lines] == [(line.step, line.figures) for line in expected]
+    assert evaluated == seen and result.evaluations == undisturbed.evaluations
+    assert (result.training_loss, result.tokens) == (undisturbed.training_loss, undisturbed.tokens)
+
+
+def test_a_rehearsal_leaves_no_trace_and_takes_the_largest_micro_batch(loaded: LoadedModel) -> None:
+    model = adapters.add_adapters(loaded.model, Lora(rank=4, alpha=8, dropout=0.3), 5).train()
+    rows, chosen = tokens_of(loaded), settings(micro_batch_size=3)
+    largest = largest_micro_batch(rows, chosen)
+    assert largest.tokens == max(batch.tokens for _, batches in scheduled(rows, chosen, 0) for batch in batches)
+    engine = choose_engine(
+        model, objective, chosen, total_steps=6, longest_text=20, device=CPU, autocast_dtype=None, wanted="auto"
+    ).engine
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    drawn = torch.get_rng_state()
+    engine.rehearse(largest)
+    assert torch.equal(drawn, torch.get_rng_state()) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()) and engine.read() == []
+
+
+@pytest.mark.parametrize(
+    ("micro", "remedy"), [(None, "set train.micro_batch_size to 4"), (1, "lower data.max_length_tokens")]
+)
+def test_a_failing_allocation_names_the_field_and_its_value(
+    loaded: LoadedModel, micro: int | None, remedy: str
+) -> None:
+    model = adapters.add_adapters(loaded.model, Lora(rank=4, alpha=8, dropout=0.0), 5)
+    before = {name: p.detach().clone() for name, p in adapters.trainable_tensors(model).items()}
+
+    def hungry(logits_BC: torch.Tensor, rows_B: torch.Tensor) -> RowLosses:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12")
+
+    with pytest.raises(ResourceError, match=rf"no memory for \d+ rows \(\d+ tokens\) at once; {remedy}"):
+        run(model, tokens_of(loaded), settings(micro_batch_size=micro), objective=hungry)
+    assert all(torch.equal(before[name], p) for name, p in adapters.trainable_tensors(model).items())

@@ -17,7 +17,7 @@ import torch
 
 from llm_neo.batching import Batch
 from llm_neo.buckets import bucket, padded, unpacked
-from llm_neo.engine import NonFiniteStepError, Objective, StepFigures, out_of_memory
+from llm_neo.engine import NonFiniteStepError, Objective, StepFigures, StepMemoryError
 from llm_neo.evaluate import Forward
 
 _FIGURES = ("loss", "hard_loss", "soft_loss", "gradient_norm", "learning_rate")
@@ -79,11 +79,23 @@ class CapturedEngine:
         self._pool: Any = None
         self._pending: list[tuple[list[Batch], int]] = []
 
+    def rehearse(self, batch: Batch) -> None:
+        """Capture what a step with this micro-batch replays.
+
+        Raises:
+            StepMemoryError: the device is out of memory.
+        """
+        try:
+            for updates in (False, True) if self._accumulates else (True,):
+                self._graph(batch, len(batch.rows), updates=updates)
+        except torch.OutOfMemoryError as error:
+            raise StepMemoryError([batch]) from error
+
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """Queue one step; the device may still be busy with the ones before.
 
         Raises:
-            ResourceError: the device is out of memory.
+            StepMemoryError: the device is out of memory.
         """
         batches = list(micro_batches)
         rows = sum(len(batch.rows) for batch in batches)
@@ -91,7 +103,7 @@ class CapturedEngine:
             for index, batch in enumerate(batches):
                 self._replay(batch, rows, updates=index == len(batches) - 1)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(batches) from error
+            raise StepMemoryError(batches) from error
         self.scheduler.step()
         self._pending.append((batches, sum(batch.tokens for batch in batches)))
 
@@ -121,14 +133,20 @@ class CapturedEngine:
         return figures
 
     def _replay(self, batch: Batch, rows: int, *, updates: bool) -> None:
+        graph, inputs, values = self._graph(batch, rows, updates=updates)
+        inputs.copy_(values, non_blocking=True)
+        graph.replay()
+
+    def _graph(
+        self, batch: Batch, rows: int, *, updates: bool
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+        """The graph of the batch's bucket, captured where it is the first of it, its inputs and their values."""
         tokens = bucket(batch.tokens + self._rows - len(batch.rows) + 1)
         values = padded(batch, tokens, self._rows, rows)
         key = (tokens, updates)
         if key not in self._graphs:
             self._graphs[key] = self._capture(tokens, values, updates=updates)
-        graph, inputs = self._graphs[key]
-        inputs.copy_(values, non_blocking=True)
-        graph.replay()
+        return *self._graphs[key], values
 
     def _capture(
         self, tokens: int, values: torch.Tensor, *, updates: bool

@@ -1,14 +1,15 @@
 """The run as a straight line: recipe, data, teacher, targets, student, training, evaluation, files."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llm_neo.assets import ModelSource, resolve_model
+from llm_neo.checkpoint import CheckpointStore
 from llm_neo.data import load_data
 from llm_neo.errors import InputError
 from llm_neo.files import write_text_atomically
@@ -23,8 +24,10 @@ from llm_neo.run.setting import CountedProgress, Setting
 from llm_neo.run.trackers import open_trackers
 from llm_neo.runtime import select_device, select_precision
 from llm_neo.student_stage import learn, load_student
-from llm_neo.teacher import fingerprint
 from llm_neo.teacher_stage import Taught, teach
+
+Identity = dict[str, Any]
+"""What shapes a run, nested as the recipe is; see `CheckpointStore`."""
 
 
 def distill(recipe: Recipe, progress: Progress | None = None, *, overwrite: bool = False) -> RunRecord:
@@ -62,11 +65,14 @@ def resume(path: Path, progress: Progress | None = None) -> RunRecord:
         progress: whom to tell; None = nobody.
 
     Raises:
-        InputError: there is no such run, it is finished, or what it was made of has changed since.
+        InputError: there is no such run, it is finished, or what it was made of has changed since; each changed
+            field is named.
     """
     run = reopen(path)
     recipe = load_recipe(str(run.recipe))
     check_environment(recipe)
+    # Said before the data are read and the teacher scores anew for a run that cannot go on.
+    CheckpointStore(run.checkpoints / "student", _fields(recipe)).refuse_changes()
     return _run(recipe, run, progress or SilentProgress())
 
 
@@ -78,7 +84,8 @@ def _run(recipe: Recipe, run: RunDirectory, shown: Progress) -> RunRecord:
         taught = teach(recipe, data, sources[0], setting)
         with setting.measure("train"):
             student = load_student(recipe, data.classes, sources[1], setting)
-            learnt = learn(student, recipe, data, taught.targets, setting, identity=_identity(recipe, taught, sources))
+            identity = _identity(recipe, taught, sources, setting)
+            learnt = learn(student, recipe, data, taught.targets, setting, identity=identity)
     return write_result(Result(recipe, data, taught, student, learnt, setting))
 
 
@@ -117,9 +124,35 @@ def _sources(recipe: Recipe, setting: Setting) -> tuple[ModelSource, ModelSource
     return teacher, student
 
 
-def _identity(recipe: Recipe, taught: Taught, sources: tuple[ModelSource, ModelSource]) -> str:
-    """Fingerprint of everything that shapes the student's training."""
-    settings = json.loads(recipe.model_dump_json(include={"student", "loss", "train", "runtime", "data"}))
-    for shapeless in ("checkpoint_every_steps", "log_every_steps"):
-        del settings["train"][shapeless]
-    return fingerprint(targets=taught.key, student=sources[1].fingerprint, settings=settings)
+def _identity(recipe: Recipe, taught: Taught, sources: tuple[ModelSource, ModelSource], setting: Setting) -> Identity:
+    """Everything that shapes the student's training, beside the recipe what its names stood for."""
+    return _fields(recipe) | {
+        "device": setting.device.type,
+        "precision": str(setting.precision.dtype),
+        "files of student.model": sources[1].fingerprint,
+        "teacher targets": taught.key,
+    }
+
+
+def _fields(recipe: Recipe) -> Identity:
+    """The recipe without what may change between two parts of a run.
+
+    Names of files and models may: what they stand for is compared by content. `micro_batch_size` may, since lowering it
+    is the way out of a lack of memory: the loss stays the same up to rounding and the draws of dropout.
+    """
+    fields: Identity = recipe.model_dump(mode="json", exclude={"output", "trackers"})
+    named = [fields["data"][key] for key in ("train", "validation", "unlabelled")]
+    shapeless = {
+        "source": named,
+        "model": [fields["teacher"], fields["student"]],
+        "gate": [fields["teacher"]],
+        "adapter": [fields["teacher"]],
+        "micro_batch_size": [fields["teacher"]["fine_tune"], fields["train"]],
+        "checkpoint_every_steps": [fields["train"]],
+        "log_every_steps": [fields["train"]],
+        "memory_limit_gib": [fields["runtime"]],
+    }
+    for key, sections in shapeless.items():
+        for section in sections:
+            (section or {}).pop(key, None)
+    return fields

@@ -4,15 +4,15 @@ Shapes: B texts of a micro-batch, C classes.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from llm_neo.batching import Batch
-from llm_neo.errors import NonFiniteError, ResourceError
+from llm_neo.errors import NonFiniteError, ResourceError, is_out_of_memory
 from llm_neo.evaluate import Forward
 from llm_neo.losses import RowLosses
 
@@ -65,6 +65,20 @@ class NonFiniteStepError(NonFiniteError):
         self.micro_batches, self.before = list(micro_batches), list(before)
 
 
+class StepMemoryError(ResourceError):
+    """The device has no memory for a step; the weights are those before it.
+
+    Attributes:
+        rows: of the largest micro-batch.
+    """
+
+    def __init__(self, micro_batches: Sequence[Batch]) -> None:
+        """Name the largest micro-batch."""
+        self.rows = max(len(batch.rows) for batch in micro_batches)
+        tokens = max(batch.tokens for batch in micro_batches)
+        super().__init__(f"the device has no memory for {self.rows} rows ({tokens:,} tokens) at once")
+
+
 class Engine(Protocol):
     """What the loop needs of an engine: queue a step, and later read what the steps measured."""
 
@@ -74,6 +88,9 @@ class Engine(Protocol):
     @property
     def full(self) -> bool:
         """Whether `read` should come before the next step."""
+
+    def rehearse(self, batch: Batch) -> None:
+        """Take the memory that a step with this micro-batch needs, and leave no other trace."""
 
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """Take one step, or queue it."""
@@ -107,22 +124,30 @@ class PlainEngine:
     full: bool = True
     _unread: list[StepFigures] = field(default_factory=list)
 
+    def rehearse(self, batch: Batch) -> None:
+        """One forward and backward whose gradients and random numbers are forgotten.
+
+        Raises:
+            StepMemoryError: the device is out of memory.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self._out_of_memory_named([batch]):
+            self._accumulate(batch, len(batch.rows))
+        self.optimizer.zero_grad(set_to_none=True)
+
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """Take one step; the loss is divided by the rows of the whole step, so its split changes nothing.
 
         Raises:
             NonFiniteStepError: the loss or a gradient is NaN or infinite; no parameter was changed.
-            ResourceError: the device is out of memory.
+            StepMemoryError: the device is out of memory.
         """
         rows = sum(len(batch.rows) for batch in micro_batches)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        try:
+        with self._out_of_memory_named(micro_batches):
             sums = torch.stack([self._accumulate(batch, rows) for batch in micro_batches]).sum(dim=0)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm or math.inf)
-        except torch.OutOfMemoryError as error:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise out_of_memory(micro_batches) from error
         measured = torch.cat([sums / rows, norm.detach()[None].to(sums)]).tolist()
         loss, hard, soft, gradient_norm = measured
         tokens = sum(batch.tokens for batch in micro_batches)
@@ -140,6 +165,16 @@ class PlainEngine:
         unread, self._unread = self._unread, []
         return unread
 
+    @contextmanager
+    def _out_of_memory_named(self, micro_batches: Sequence[Batch]) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            raise StepMemoryError(micro_batches) from error
+
     def _accumulate(self, batch: Batch, rows: int) -> torch.Tensor:
         """Add this micro-batch's share of the gradient; returns the sums of its losses, (3,)."""
         on_device = batch.to(self.device)
@@ -153,12 +188,3 @@ class PlainEngine:
         if self.autocast_dtype is None or self.autocast_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
-
-
-def out_of_memory(micro_batches: Sequence[Batch]) -> ResourceError:
-    """What to say where these do not fit in the device's memory."""
-    largest = max(len(batch.rows) for batch in micro_batches)
-    return ResourceError(
-        f"the device has no memory for {largest} rows ({max(b.tokens for b in micro_batches)} tokens) at once; "
-        f"set micro_batch_size to {max(1, largest // 2)} (the result stays the same)"
-    )

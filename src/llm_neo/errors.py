@@ -3,6 +3,11 @@
 Every message is one sentence or more that name the offending value, the rule it broke and the remedy.
 """
 
+import errno
+
+# Windows knows no quota. A limit on the size of files fills up like a disk.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
 
 class LlmNeoError(Exception):
     """A failure that LLM-Neo foresaw; the text is written for the user."""
@@ -47,3 +52,20 @@ class ResourceError(LlmNeoError):
     """The memory of a device or the disk is exhausted."""
 
     exit_code = 5
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk or the user's share of it is full; libraries in Rust tell the system's number in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(f"(os error {number})" in str(error) for number in _FULL)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's own error is known by its name, so that torch need not be imported."""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: " in str(error):
+        return True
+    return any(
+        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+        for kind in type(error).__mro__
+    )

@@ -12,7 +12,7 @@ import torch
 
 from llm_neo import tasks
 from llm_neo.batching import Batch, TokenRows, equal_length_batches
-from llm_neo.errors import NonFiniteError, ResourceError
+from llm_neo.errors import NonFiniteError, ResourceError, is_out_of_memory
 from llm_neo.models.fused import FusedClassifier, can_compile
 from llm_neo.prefix_tree import tree_batches, tree_tokens
 from llm_neo.progress import Progress, SilentProgress
@@ -91,7 +91,9 @@ def score_rows(
                 for batch in (tree_batches if shares else equal_length_batches)(todo, budget):
                     answers.put(pending[batch.rows], forward(batch.to(device)))
                     bar.advance(len(batch.rows), tokens=batch.tokens)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 budget, shares = _smaller(budget, todo, error, shares=shares)
     logits_NC = answers.on_cpu()
     _refuse_non_finite(logits_NC, distinct)

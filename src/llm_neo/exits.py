@@ -1,23 +1,17 @@
 """How a command ends: one sentence on stderr and the exit code of the contract, whatever went wrong."""
 
-import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
 
-from llm_neo.errors import InputError, LlmNeoError, ResourceError
+from llm_neo.errors import InputError, LlmNeoError, ResourceError, is_disk_full, is_out_of_memory
+from llm_neo.interrupts import Terminated, raised_signals
 
 INTERRUPTED = 130
 TERMINATED = 143
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that only `finally` and `with` act on it on its way out."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +39,15 @@ def guarded(action: Callable[[], int], *, debug: bool = False) -> int:
     Returns:
         the exit code.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = action()
-        sys.stdout.flush()
-        return code
-    except BaseException as error:
-        outcome = outcome_of(error)
-        _tell(outcome, error, debug)
-        return outcome.code
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with raised_signals():
+        try:
+            code = action()
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            outcome = outcome_of(error)
+            _tell(outcome, error, debug)
+            return outcome.code
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -68,13 +60,13 @@ def outcome_of(error: BaseException) -> Outcome:
         return Outcome(TERMINATED, "terminated")
     if _is_broken_pipe(error):
         return Outcome(0, None)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return Outcome(
             ResourceError.exit_code,
             f"error: out of memory: {_first_line(error)}; lower train.micro_batch_size, "
             "teacher.fine_tune.micro_batch_size or data.max_length_tokens, or use a smaller model",
         )
-    if _is_disk_full(error):
+    if is_disk_full(error):
         filename = getattr(error, "filename", None)
         where = f" while writing {filename}" if filename else ""
         return Outcome(ResourceError.exit_code, f"error: the disk is full{where}; free some space and run again")
@@ -83,12 +75,6 @@ def outcome_of(error: BaseException) -> Outcome:
         f"error: a fault of ours; please report it with the lines above: {_first_line(error)}",
         is_fault=True,
     )
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    # Some senders, `timeout` for one, signal twice; the second must not cut short what saves the run.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
 
 
 def _tell(outcome: Outcome, error: BaseException, debug: bool) -> None:
@@ -107,24 +93,6 @@ def _is_broken_pipe(error: BaseException) -> bool:
     """Also in the form that typer gives it: a SystemExit raised while a BrokenPipeError was handled."""
     cause = error.__context__ if isinstance(error, SystemExit) else error
     return isinstance(cause, BrokenPipeError)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's own error is known by its name, so that torch need not be imported."""
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: " in str(error):
-        return True
-    return any(
-        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
-        for kind in type(error).__mro__
-    )
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether the disk or the user's share of it is full; safetensors tells the system's number in words alone."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    said = str(error) if type(error).__name__ == "SafetensorError" else ""
-    return any(f"(os error {number})" in said for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,16 +1,13 @@
 """The student as files that the rest of the Hugging Face world loads: adapter, cut base, merged model."""
 
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from llm_neo.errors import InputError, LlmNeoError
-from llm_neo.files import explained
+from llm_neo.files import filled_folder
 from llm_neo.inference import BASE_FOLDER, LoadedRun, load_run, select_student_device
 from llm_neo.models import adapters, load
 from llm_neo.models.layers import select_layers
@@ -120,7 +117,7 @@ def export_run(run: Path, kind: Literal["adapter", "merged"], progress: Progress
     _refuse_target(target, directory)
     recorded = read_predictions(directory, record, CHECKED_ROWS)
     progress.stage("export")
-    with _staged(target) as stage:
+    with filled_folder(target, _needed_bytes(record, directory, kind)) as stage:
         if kind == "adapter":
             shutil.copytree(directory.student, stage, dirs_exist_ok=True)
             found = _check_adapter(run, stage, recorded, progress)
@@ -142,20 +139,11 @@ def _refuse_target(target: Path, run: RunDirectory) -> None:
         raise InputError(f"{target} lies in the run's own student; name a folder outside it with --output")
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` when the block ends well and vanishes when it does not."""
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-        stage.mkdir()
-        try:
-            yield stage
-            if target.is_dir():
-                target.rmdir()
-            stage.rename(target)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+def _needed_bytes(record: RunRecord, run: RunDirectory, kind: Literal["adapter", "merged"]) -> int | None:
+    """What the export will take on the disk: the student's own files, or all weights in at most four bytes each."""
+    if kind == "merged":
+        return None if record.student.total_parameters is None else 4 * record.student.total_parameters
+    return sum(file.stat().st_size for file in run.student.rglob("*") if file.is_file())
 
 
 def _recorded_dtype(record: RunRecord, recipe: Recipe) -> torch.dtype:

@@ -24,7 +24,7 @@ from llm_neo.models.load import Placement
 from llm_neo.progress import Progress, SilentProgress
 from llm_neo.recipe import LabelledSource, Recipe, ScoreLabel, load_recipe
 from llm_neo.run.directory import RunDirectory
-from llm_neo.run.record import RunRecord, read_run
+from llm_neo.run.record import RunRecord, read_run, require_files
 from llm_neo.runtime import select_device, select_precision
 
 if TYPE_CHECKING:
@@ -108,15 +108,16 @@ def load_run(
     """
     run = RunDirectory(Path(path).expanduser())
     record = read_run(run.path)
-    recipe = load_recipe(str(run.recipe))
     folder = student or run.student
     if not folder.is_dir():
         raise InputError(f"{folder} is not there, so there is no student to load; distil again")
+    require_files(run, record, run.recipe.name, f"{run.student.name}/")
+    recipe = load_recipe(str(run.recipe))
     where = select_student_device(recipe) if device is None else select_device(device)
     if dtype is None:
         adapted = recipe.student.lora is not None
         dtype = select_precision(recipe.runtime.precision, where).dtype if adapted else torch.float32
-    model, tokenizer = _load_student(folder, recipe, record.classes, Placement(where, dtype))
+    model, tokenizer = _load_student(folder, recipe, record, Placement(where, dtype))
     return LoadedRun(run, record, recipe, model, tokenizer, where, dtype)
 
 
@@ -126,14 +127,14 @@ def select_student_device(recipe: Recipe) -> torch.device:
 
 
 def _load_student(
-    folder: Path, recipe: Recipe, classes: tuple[str, ...], where: Placement
+    folder: Path, recipe: Recipe, record: RunRecord, where: Placement
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
     limit, trusted = recipe.data.max_length_tokens, recipe.runtime.trust_remote_code
-    base, spec = _base_of(folder, recipe)
+    base, spec = _base_of(folder, recipe, record)
     loaded = load.load_classifier(
         base,
         spec,
-        classes,
+        record.classes,
         where,
         max_length_tokens=limit,
         seed=recipe.train.seed,
@@ -147,7 +148,7 @@ def _load_student(
     return model, load.load_tokenizer(folder, str(folder), loaded.model.config, limit, trusted)
 
 
-def _base_of(folder: Path, recipe: Recipe) -> tuple[Path, str]:
+def _base_of(folder: Path, recipe: Recipe, record: RunRecord) -> tuple[Path, str]:
     """The folder of the student's base and what to call it."""
     if recipe.student.lora is None:
         return folder, str(folder)
@@ -157,7 +158,13 @@ def _base_of(folder: Path, recipe: Recipe) -> tuple[Path, str]:
         return folder / BASE_FOLDER, str(folder / BASE_FOLDER)
     # The commit that the adapter was trained on, whatever the branch has become since.
     spec = f"{name}@{revision}" if revision else str(name)
-    return resolve_model(spec).folder, spec
+    source = resolve_model(spec)
+    if source.fingerprint != record.fingerprints.get("student", source.fingerprint):
+        raise InputError(
+            f"the base model {spec} is not the one that the student was trained on: its files were changed since; "
+            "restore them or distil again"
+        )
+    return source.folder, spec
 
 
 def evaluate_run(path: Path, data_file: str, progress: Progress | None = None) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 Shapes: N rows of a split, C classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +27,9 @@ from llm_neo.models.layers import select_layers
 from llm_neo.models.load import Placement
 from llm_neo.recipe import Recipe, Train
 from llm_neo.run.setting import Setting
+from llm_neo.schedule import TrainSettings
 from llm_neo.targets import Targets
-from llm_neo.train import Listener, TrainSettings, train
+from llm_neo.train import Listener, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,7 +123,7 @@ def load_student(recipe: Recipe, classes: tuple[str, ...], source: ModelSource, 
 
 
 def learn(
-    student: Student, recipe: Recipe, data: Dataset, targets: Targets, setting: Setting, *, identity: str
+    student: Student, recipe: Recipe, data: Dataset, targets: Targets, setting: Setting, *, identity: Mapping[str, Any]
 ) -> Learnt:
     """Train the student and measure it on the way and at the end.
 
@@ -130,7 +133,7 @@ def learn(
         data: rows to learn from and to measure on.
         targets: the teacher's logits for all of them.
         setting: the run's surroundings.
-        identity: fingerprint of everything that shapes the training, for its checkpoints.
+        identity: everything that shapes the training, for its checkpoints.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite.
@@ -144,7 +147,9 @@ def learn(
         train_settings(recipe.train),
         device=setting.device,
         autocast_dtype=setting.precision.dtype if recipe.student.lora is None else None,
-        listener=Listener(log=lambda logged: setting.log("train", logged), evaluate=judge.midway),
+        listener=Listener(
+            log=partial(setting.log, "train"), evaluate=judge.midway, begin=partial(setting.begin, "train")
+        ),
         progress=setting.progress,
         label="student training",
         store=CheckpointStore(setting.run.checkpoints / "student", identity),

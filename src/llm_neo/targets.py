@@ -1,10 +1,13 @@
 """The teacher's logits on disk: scored once, joined by row id, never taken for another teacher's or another text's.
 
+They lie in shards, each a folder that is published whole with its sha256, so that a scoring which was interrupted goes
+on after the last one. The index, which makes them targets, is written when all are there.
+
 Shapes: N rows, C classes.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ from typing import Any
 import torch
 
 from llm_neo.assets import cache_folder
-from llm_neo.assets.cache import file_sha256, staged_folder
+from llm_neo.assets.cache import file_sha256, locked, staged_folder
+from llm_neo.assets.seals import read_sealed, sealed_text
 from llm_neo.errors import InputError
+from llm_neo.files import write_text_atomically
 
-LOGITS_FILE, INDEX_FILE = "logits.safetensors", "targets.json"
+LOGITS_FILE, SHARD_FILE, INDEX_FILE = "logits.safetensors", "shard.json", "targets.json"
 
 
 @dataclass(frozen=True)
@@ -49,55 +54,97 @@ class Targets:
             raise InputError(f"the teacher targets lack row {error.args[0]}; score the teacher again") from error
 
 
-def targets_folder(key: str) -> Path:
-    """Where the targets with this fingerprint are kept."""
-    return cache_folder() / "targets" / key
+@dataclass(frozen=True)
+class TargetStore:
+    """The shards of one teacher's targets for one set of rows.
 
-
-def save_targets(targets: Targets, key: str, facts: dict[str, Any]) -> Path:
-    """Write the targets whole or not at all.
-
-    Args:
-        targets: what to keep.
-        key: fingerprint of everything that shaped them.
-        facts: what the fingerprint was made of, for people.
-
-    Returns:
-        The folder that holds them.
+    Attributes:
+        key: fingerprint of everything that shapes them.
+        shards: the row ids of each shard, in order.
     """
-    from safetensors.torch import save_file
 
-    folder = targets_folder(key)
-    with staged_folder(folder) as stage:
-        save_file({"logits": targets.logits_NC.contiguous()}, stage / LOGITS_FILE)
-        index = {
-            "key": key,
-            "sha256": file_sha256(stage / LOGITS_FILE),
-            "teacher": [targets.fresh_head, targets.layers, targets.parameters],
-            "facts": facts,
-            "row_ids": targets.row_ids,
-        }
-        (stage / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
-    return folder
+    key: str
+    shards: tuple[tuple[str, ...], ...]
 
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return cache_folder() / "targets" / self.key
 
-def load_targets(key: str) -> Targets | None:
-    """The targets with this fingerprint, or None where nobody has scored them yet.
+    def locked(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Nobody else scores these rows meanwhile; another run that does is waited for, and `say` is told."""
+        return locked(self.folder.with_name(f"{self.key}.lock"), "scores the same rows with the same teacher", say)
 
-    Raises:
-        InputError: they are there but not as they were written.
-    """
-    from safetensors.torch import load_file
+    def read(self, shard: int) -> torch.Tensor | None:
+        """The logits of a shard's rows, in its order, or None where nobody has scored it yet.
 
-    folder = targets_folder(key)
-    if not folder.is_dir():
-        return None
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        intact = index["key"] == key and file_sha256(folder / LOGITS_FILE) == index["sha256"]
-        row_ids, (fresh_head, layers, parameters) = tuple(index["row_ids"]), index["teacher"]
-    except (OSError, ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise InputError(f"the teacher targets in {folder} are damaged; delete that folder and run again")
-    return Targets(row_ids, load_file(folder / LOGITS_FILE)["logits"], fresh_head, layers, parameters)
+        Raises:
+            InputError: it is there but not as it was written, or holds other rows; it is named.
+        """
+        from safetensors.torch import load_file
+
+        folder = self._shard(shard)
+        if not folder.is_dir():
+            return None
+        found = read_sealed(folder / SHARD_FILE) or {}
+        try:
+            intact = found.get("logits_sha256") == file_sha256(folder / LOGITS_FILE)
+        except OSError:
+            intact = False
+        if not intact or found["key"] != self.key or found["row_ids"] != list(self.shards[shard]):
+            raise InputError(
+                f"the teacher targets' shard {shard + 1} of {len(self.shards)}, {folder}, is "
+                f"{'of other rows' if intact else 'damaged'}; delete that folder and run again: only its rows are "
+                "scored anew"
+            )
+        return load_file(folder / LOGITS_FILE)["logits"]
+
+    def write(self, shard: int, logits_NC: torch.Tensor) -> None:
+        """Publish the logits of a shard's rows, in its order.
+
+        Raises:
+            ResourceError: the disk is full; the shards before stay.
+        """
+        from safetensors.torch import save_file
+
+        with staged_folder(self._shard(shard)) as stage:
+            save_file({"logits": logits_NC.contiguous()}, stage / LOGITS_FILE)
+            document = {
+                "key": self.key,
+                "logits_sha256": file_sha256(stage / LOGITS_FILE),
+                "row_ids": list(self.shards[shard]),
+            }
+            (stage / SHARD_FILE).write_text(sealed_text(document), encoding="utf-8")
+
+    def finish(self, targets: Targets, facts: dict[str, Any]) -> None:
+        """Write the index: every shard is there.
+
+        Args:
+            targets: all of them.
+            facts: what the key was made of, for people.
+        """
+        teacher = [targets.fresh_head, targets.layers, targets.parameters]
+        index = {"key": self.key, "teacher": teacher, "facts": facts}
+        write_text_atomically(self.folder / INDEX_FILE, sealed_text(index))
+
+    def load(self) -> Targets | None:
+        """All of them, or None where a part is yet to be scored.
+
+        Raises:
+            InputError: they are there but not as they were written.
+        """
+        file = self.folder / INDEX_FILE
+        if not file.is_file():
+            return None
+        index = read_sealed(file)
+        if index is None or index["key"] != self.key:
+            raise InputError(f"the index of the teacher targets, {file}, is damaged; delete that file and run again")
+        logits = [self.read(shard) for shard in range(len(self.shards))]
+        whole = [shard for shard in logits if shard is not None]
+        if len(whole) < len(logits):
+            return None
+        ids = tuple(row for shard in self.shards for row in shard)
+        return Targets(ids, torch.cat(whole), *index["teacher"])
+
+    def _shard(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}"

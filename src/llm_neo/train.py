@@ -1,63 +1,24 @@
 """The one loop: teacher and student, hard labels and soft targets alike. It knows no task and no file format."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 
-from llm_neo.batching import Batch, TokenRows, epoch_order, packed_batch
-from llm_neo.checkpoint import CheckpointStore, TrainingState
-from llm_neo.engine import Engine, NonFiniteStepError, Objective, StepFigures
+from llm_neo.batching import TokenRows
+from llm_neo.checkpoint import CheckpointStore
+from llm_neo.engine import Engine, NonFiniteStepError, Objective, StepMemoryError
 from llm_neo.engines import EngineUsed, choose_engine
-from llm_neo.errors import NonFiniteError
+from llm_neo.errors import NonFiniteError, ResourceError
 from llm_neo.evaluate import EngineName
+from llm_neo.interrupts import INTERRUPTIONS, Held, held_signals
 from llm_neo.progress import Bar, Progress
 from llm_neo.runtime import seed_everything
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long, how fast and how often; the names are those of the recipe's `train` section."""
-
-    epochs: int
-    batch_size: int
-    micro_batch_size: int | None
-    learning_rate: float
-    weight_decay: float
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_fraction: float
-    max_gradient_norm: float | None
-    seed: int
-    evaluate_every_steps: int | None
-    checkpoint_every_steps: int | None
-    log_every_steps: int
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps of the whole run; the last batch of an epoch may be short."""
-        return self.epochs * math.ceil(rows / self.batch_size)
-
-
-@dataclass(frozen=True)
-class Logged:
-    """The mean of the steps since the line before.
-
-    Attributes:
-        step: the last of them, counted from 1.
-        figures: their mean; tokens are their sum.
-        seconds: since the run began, interruptions not counted.
-    """
-
-    step: int
-    figures: StepFigures
-    seconds: float
+from llm_neo.schedule import TrainSettings, largest_micro_batch, scheduled
+from llm_neo.train_state import Logged, TrainingState
 
 
 @dataclass(frozen=True)
@@ -65,6 +26,7 @@ class Listener:
     """What the caller does with the loop's news.
 
     Attributes:
+        begin: at the start; gets what was logged before the checkpoint that the loop goes on from.
         log: every `log_every_steps` and at the end.
         evaluate: every `evaluate_every_steps`, but not at the last step; gets the step, the epochs done so far and
             the mean training loss since the evaluation before. What it returns (as JSON can write it) is kept.
@@ -72,6 +34,7 @@ class Listener:
 
     log: Callable[[Logged], None]
     evaluate: Callable[[int, float, float], dict[str, Any]]
+    begin: Callable[[Sequence[Logged]], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -106,8 +69,11 @@ def train(
     label: str,
     store: CheckpointStore | None = None,
     engine: EngineName = "auto",
+    section: str = "train",
 ) -> TrainResult:
     """Train the model's trainable parameters; it stays in training mode.
+
+    SIGINT and SIGTERM wait for the end of the step, or end an evaluation at once; the state is saved before they act.
 
     Args:
         model: a classifier on `device`, frozen but for what is to learn.
@@ -121,8 +87,10 @@ def train(
         label: the bar's name.
         store: where the state is saved to every `checkpoint_every_steps` and continued from; None = nowhere.
         engine: the recipe's `runtime.engine`.
+        section: what the recipe calls `settings`, for messages.
 
     Raises:
+        ResourceError: no memory for a micro-batch, which on a GPU shows before the first step, or a full disk.
         NonFiniteError: a loss or gradient is not finite; the step, the term and the rows are named.
         InputError: the recipe asks for the captured engine and it cannot take this model; the reason is named.
     """
@@ -139,11 +107,16 @@ def train(
         wanted=engine,
     )
     progress.say(f"{label}: {chosen.used} engine" + (f" ({chosen.reason})" if chosen.reason else ""))
-    loop = _Loop(chosen.engine, rows, settings, total, listener, store)
+    loop = _Loop(chosen.engine, rows, settings, total, listener, store, progress.say, section)
     model.train()
-    with progress.bar(label, total, "steps") as bar:
-        state = loop.run(model, bar)
-    return TrainResult(total, state.tokens, state.pop_training_loss(), tuple(state.evaluations), chosen.used)
+    if device.type == "cuda":
+        # What will not fit shows now, not when the longest texts of the epoch happen to meet.
+        loop.rehearse()
+    with progress.bar(label, total, "steps") as bar, held_signals() as held:
+        state = loop.run(model, bar, held)
+    if state.step < total:
+        raise KeyboardInterrupt  # nobody else acted on the signal that ended the loop
+    return TrainResult(total, state.tokens, state.training_loss, tuple(state.evaluations), chosen.used)
 
 
 @dataclass(frozen=True)
@@ -156,21 +129,39 @@ class _Loop:
     total: int
     listener: Listener
     store: CheckpointStore | None
+    say: Callable[[str], None]
+    section: str
 
-    def run(self, model: torch.nn.Module, bar: Bar) -> TrainingState:
-        """All steps that the newest checkpoint has not behind it."""
+    def rehearse(self) -> None:
+        """Try the micro-batch with the most tokens.
+
+        Raises:
+            ResourceError: the device has no memory for it.
+        """
+        largest = largest_micro_batch(self.rows, self.settings)
+        self._named(partial(self.engine.rehearse, largest), TrainingState(), 0.0)
+
+    def run(self, model: torch.nn.Module, bar: Bar, held: Held) -> TrainingState:
+        """All steps that the newest checkpoint has not behind it; fewer where a signal is held at the end."""
         engine, state = self.engine, TrainingState()
         if self.store is not None:
-            state = self.store.restore(model, engine.optimizer, engine.scheduler) or state
+            state = self.store.restore(model, engine.optimizer, engine.scheduler, self.say) or state
+        self.listener.begin(state.logged)
         bar.advance(state.step)
+        self._evaluate(model, state, held)
         clock = time.monotonic() - state.seconds
-        for step, batches in _schedule(self.rows, self.settings, state.step):
+        for step, batches in scheduled(self.rows, self.settings, state.step):
             self._named(partial(engine.step, batches), state, clock)
-            if engine.full or self._is_due(step):
+            # Looked at once: a signal that comes later waits for the next step, whose figures are read then.
+            stops = held.number is not None
+            if engine.full or stops or self._is_due(step):
                 figures = self._named(engine.read, state, clock)
                 state.add(figures, time.monotonic() - clock)
                 bar.advance(len(figures), loss=figures[-1].loss, tokens=sum(f.tokens for f in figures))
-                self._tell(step, model, state)
+                self._tell(model, state, held)
+            if stops:
+                self._save(model, state)
+                break
         return state
 
     def _is_due(self, step: int) -> bool:
@@ -179,41 +170,51 @@ class _Loop:
         saves = self.settings.checkpoint_every_steps if self.store is not None else None
         return step == self.total or any(n is not None and step % n == 0 for n in (*every, saves))
 
-    def _tell(self, step: int, model: torch.nn.Module, state: TrainingState) -> None:
-        """Log, evaluate and save what is due after `step`."""
-        settings, last = self.settings, step == self.total
-        if step % settings.log_every_steps == 0 or last:
-            self.listener.log(Logged(step, state.pop_mean(), state.seconds))
-        if last:
+    def _tell(self, model: torch.nn.Module, state: TrainingState, held: Held) -> None:
+        """Log, evaluate and save what is due after this step."""
+        settings, last = self.settings, state.step == self.total
+        if state.step % settings.log_every_steps == 0 or last:
+            self.listener.log(state.log())
+        self._evaluate(model, state, held)
+        if settings.checkpoint_every_steps and (state.step % settings.checkpoint_every_steps == 0 or last):
+            self._save(model, state)
+
+    def _evaluate(self, model: torch.nn.Module, state: TrainingState, held: Held) -> None:
+        """Evaluate where that is due after this step and no signal waits."""
+        step, every = state.step, self.settings.evaluate_every_steps
+        is_due = every is not None and step > state.evaluated_step and step % every == 0 and step < self.total
+        if not is_due or held.number is not None:
             return
-        if settings.evaluate_every_steps and step % settings.evaluate_every_steps == 0:
-            epoch = step / self.total * settings.epochs
-            state.evaluations.append(self.listener.evaluate(step, epoch, state.pop_training_loss()))
-            model.train()
-        if self.store is not None and settings.checkpoint_every_steps and step % settings.checkpoint_every_steps == 0:
+        try:
+            with held.paused():
+                returned = self.listener.evaluate(step, step / self.total * self.settings.epochs, state.training_loss)
+        except INTERRUPTIONS:
+            self._save(model, state)
+            raise
+        state.evaluated(returned)
+        model.train()
+
+    def _save(self, model: torch.nn.Module, state: TrainingState) -> None:
+        if self.store is not None:
             self.store.save(model, self.engine.optimizer, self.engine.scheduler, state)
 
     def _named(self, act: Callable[[], Any], state: TrainingState, clock: float) -> Any:
         """Do it; a failure names the step and its rows."""
         try:
             return act()
+        except StepMemoryError as error:
+            raise ResourceError(f"{error}; {self._smaller(error.rows)}") from error
         except NonFiniteStepError as error:
             state.add(error.before, time.monotonic() - clock)
             ids = [self.rows.ids[row] for batch in error.micro_batches for row in batch.rows.tolist()]
             shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
             raise NonFiniteError(f"step {state.step + 1}: {error} (rows {shown})") from error
 
-
-def _schedule(rows: TokenRows, settings: TrainSettings, done: int) -> Iterator[tuple[int, list[Batch]]]:
-    """The micro-batches of every step after the first `done`, steps counted from 1."""
-    per_epoch = math.ceil(len(rows) / settings.batch_size)
-    for epoch in range(done // per_epoch, settings.epochs):
-        order = epoch_order(len(rows), settings.seed, epoch)
-        for index in range(done % per_epoch if epoch == done // per_epoch else 0, per_epoch):
-            chosen = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-            yield epoch * per_epoch + index + 1, _micro_batches(rows, chosen, settings.micro_batch_size)
-
-
-def _micro_batches(rows: TokenRows, chosen: "NDArray[np.int64]", size: int | None) -> list[Batch]:
-    size = size or len(chosen)
-    return [packed_batch(rows, chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    def _smaller(self, rows: int) -> str:
+        """The way out where the device has no memory for so many rows at once."""
+        if rows == 1:
+            return "lower data.max_length_tokens or choose a smaller model"
+        return (
+            f"set {self.section}.micro_batch_size to {rows // 2}: the loss stays the same up to rounding and dropout, "
+            "and an interrupted run may go on with it"
+        )

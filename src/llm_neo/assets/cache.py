@@ -10,19 +10,20 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
-from llm_neo.errors import InputError, ResourceError
+from llm_neo.errors import InputError, ResourceError, is_disk_full
+from llm_neo.files import publish_file, publish_folder
 from llm_neo.progress import Bar
 
 CHUNK_BYTES = 1 << 20
 _STAGING_PREFIX = ".staging-"
-# Windows knows no quota.
-_EDQUOT = getattr(errno, "EDQUOT", errno.ENOSPC)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _STALE_SECONDS = 24 * 3600.0
 
 
@@ -72,8 +73,7 @@ def staged_file(target: Path) -> Iterator[Path]:
         stage = _staging_path(target)
         try:
             yield stage
-            _sync(stage)
-            stage.replace(target)
+            publish_file(stage, target)
         finally:
             stage.unlink(missing_ok=True)
 
@@ -97,11 +97,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
         stage.mkdir()
         try:
             yield stage
-            for file in stage.rglob("*"):
-                if file.is_file():
-                    _sync(file)
             try:
-                stage.rename(target)
+                publish_folder(stage, target)
             except OSError:
                 if not target.is_dir():
                     raise
@@ -110,16 +107,50 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def locked(file: Path, doing: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; a dead one has none.
+
+    Args:
+        file: is made, and stays.
+        doing: what another process does that holds the lock, as the end of a sentence.
+        say: is told that this one waits.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with _friendly_disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another run {doing}; waiting for it")
+            lock.acquire()
+        except NotImplementedError:
+            say(f"the file system of {file.parent} knows no locks; do not let two runs share it at the same time")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _friendly_disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, _EDQUOT):
+    except Exception as error:
+        if is_disk_full(error):
             raise ResourceError(
                 f"the disk that holds {target.parent} is full; free some space, or set LLM_NEO_CACHE to a"
                 " folder on another disk"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if isinstance(error, OSError) and error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise InputError(
                 f"the cache cannot be written at {target.parent} ({error.strerror}); set LLM_NEO_CACHE to a"
                 " folder that you may write to"
@@ -144,9 +175,3 @@ def _remove_stale(folder: Path) -> None:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
-
-
-def _sync(file: Path) -> None:
-    """Force the bytes to the disk before the rename: a power cut must not leave half a file in place."""
-    with file.open("rb+") as opened:
-        os.fsync(opened.fileno())

@@ -21,6 +21,7 @@ from unearth.fetchers import Fetcher, PyPIClient
 from llm_neo.assets.cache import CHUNK_BYTES, staged_file
 from llm_neo.assets.pip_settings import IndexSettings, open_index_client, read_index_settings
 from llm_neo.errors import InputError
+from llm_neo.files import require_space
 from llm_neo.progress import Progress
 
 _ATTEMPTS = 3
@@ -146,6 +147,7 @@ def _stream(client: PyPIClient, link: Link, sha256: str, target: Path, label: st
         response.raise_for_status()
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
+        require_space(stage, total or 0)
         with progress.bar(label, total, "B") as bar, stage.open("wb") as file:
             for chunk in response.iter_raw(CHUNK_BYTES):
                 digest.update(chunk)

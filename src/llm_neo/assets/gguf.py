@@ -18,13 +18,14 @@ from llm_neo.assets.gguf_tokenizer import (
     knows_pre_tokenizer,
     read_tokenizer_facts,
 )
+from llm_neo.assets.seals import changed_in, seal_folder
 from llm_neo.errors import InputError
 from llm_neo.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of the cache's key: raise it whenever the conversion of the same file gives another folder."""
 
 _MAGIC = b"GGUF"
@@ -59,13 +60,21 @@ def convert_gguf(path: Path, progress: Progress | None = None) -> Path:
     if magic != _MAGIC:
         raise InputError(f"{path} is not a GGUF file: it does not begin with the bytes GGUF; name another")
     target = cache_folder() / "models" / f"{digest[:32]}-v{CONVERTER_VERSION}"
-    if (target / "config.json").is_file():
+    if target.is_dir():
+        _require_whole(target)
         return target
     megabytes = path.stat().st_size / 1e6
     progress.say(f"Converting {path.name} ({megabytes:.0f} MB) to safetensors, once; about {15 + megabytes / 8:.0f} s")
     with staged_folder(target) as stage:
         _convert(path, stage, progress)
+        seal_folder(stage)
     return target
+
+
+def _require_whole(folder: Path) -> None:
+    changed = changed_in(folder)
+    if changed is not None:
+        raise InputError(f"{folder / changed}, a converted model's, is damaged; delete {folder} and run again")
 
 
 def _convert(path: Path, folder: Path, progress: Progress) -> None:

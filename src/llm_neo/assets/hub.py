@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_neo.errors import InputError, ResourceError
+from llm_neo.files import require_space
+from llm_neo.interrupts import raise_if_arrived
 from llm_neo.progress import Bar, Progress
 
 MODEL_FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.*", "*.jinja")
@@ -39,7 +41,10 @@ def fetch_hub_model(repository: str, revision: str | None, progress: Progress) -
     Raises:
         InputError: the repository or revision is not there, is gated, holds no safetensors, or the hub cannot
             be reached and nothing is cached.
+        ResourceError: the disk has no room for it.
     """
+    from huggingface_hub import constants
+
     with _hub_errors(repository, revision):
         if revision is not None and _COMMIT.fullmatch(revision):
             # A commit never changes: what is cached whole needs no question to the hub.
@@ -48,6 +53,7 @@ def fetch_hub_model(repository: str, revision: str | None, progress: Progress) -
                 return cached, cached.name
         total = _bytes_to_fetch(repository, revision)
         if total:
+            require_space(Path(constants.HF_HUB_CACHE) / repository, total)
             with progress.bar(f"Downloading {repository}", total, "B") as bar:
                 folder = _snapshot(repository, revision, _bar_class(bar))
         else:
@@ -112,6 +118,8 @@ def _bar_class(bar: Bar | None) -> type[Any]:
             super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
+            # Called by the threads that download: the main one, which the signal reached, waits for them.
+            raise_if_arrived()
             if bar is not None and self._counts:
                 bar.advance(int(n or 0))
             super().update(n)

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_neo.errors import InputError
-from llm_neo.files import explained, is_temporary, write_json_atomically
-from llm_neo.run.metrics_log import MetricsLog
-
-__all__ = ["MetricsLog", "RunDirectory", "abandon", "prepare", "reopen", "write_json_atomically"]
+from llm_neo.files import explained, is_temporary
 
 OWN_NAMES = frozenset(
     {
@@ -100,6 +97,10 @@ def prepare(path: str | Path, *, overwrite: bool = False) -> RunDirectory:
     run = RunDirectory(Path(path).expanduser())
     with explained(run.path):
         entries = _entries(run)
+        if entries and all(map(is_temporary, entries)):
+            # Killed while it wrote its first file.
+            _remove_leftovers(run)
+            entries = []
         if entries and not overwrite:
             raise InputError(_occupied(run, entries))
         if entries:
@@ -121,7 +122,15 @@ def reopen(path: str | Path) -> RunDirectory:
         raise InputError(f"the run in {run.path} is finished; there is nothing to resume")
     if not run.recipe.is_file():
         raise InputError(f"{run.path} holds no run: it has no recipe.yaml; name the folder of an interrupted run")
+    _remove_leftovers(run)
     return run
+
+
+def _remove_leftovers(run: RunDirectory) -> None:
+    """Delete what a killed run was writing."""
+    for entry in run.path.iterdir():
+        if is_temporary(entry.name):
+            _remove(entry)
 
 
 def abandon(run: RunDirectory) -> None:
@@ -178,8 +187,11 @@ def _clear(run: RunDirectory, entries: list[str]) -> None:
         )
     rank = {run.run_json.name: 0, run.recipe.name: 2}
     for name in sorted(entries, key=lambda name: rank.get(name, 1)):
-        entry = run.path / name
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        _remove(run.path / name)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,16 +50,11 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, to append to; every line is on its way to the disk when `write` returns.
-
-    A step that is not beyond the stage's last one means that the run goes on from a checkpoint: what the log held
-    of the stage from that step on is dropped, so that no step is there twice.
-    """
+    """`metrics.jsonl`, to append to; every line is on its way to the disk when `write` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: TextIO | None = None
-        self._last: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         with explained(self._path):
@@ -74,58 +70,41 @@ class MetricsLog:
             with explained(self._path) if kind is None else suppress(OSError):
                 file.close()
 
-    def write(
-        self,
-        *,
-        stage: str,
-        step: int,
-        loss: float,
-        hard_loss: float | None,
-        soft_loss: float | None,
-        learning_rate: float,
-        gradient_norm: float | None,
-        tokens: int,
-        seconds: float,
-    ) -> None:
-        """Append a line; see `MetricsLine`. NaN and infinities become null.
+    def write(self, line: MetricsLine) -> None:
+        """Append a line; NaN and infinities become null.
 
         Raises:
             InputError: the file cannot be written.
             ResourceError: the disk is full.
         """
-        line = MetricsLine(
-            stage,
-            step,
-            loss=_finite(loss),
-            hard_loss=_finite(hard_loss),
-            soft_loss=_finite(soft_loss),
-            learning_rate=_finite(learning_rate),
-            gradient_norm=_finite(gradient_norm),
-            tokens=tokens,
-            seconds=seconds,
-        )
         with explained(self._path):
-            if step <= self._last.get(stage, 0):
-                self._rewind(stage, step)
             assert self._file is not None, "a MetricsLog is written inside its context"
             self._file.write(_json_line(line))
             self._file.flush()
-        self._last[stage] = step
 
-    def _open(self, kept: list[MetricsLine]) -> None:
+    def replace(self, stage: str, lines: Sequence[MetricsLine]) -> None:
+        """Drop what the log holds of a stage and append these lines of it: those before a checkpoint, say.
+
+        So no step is there twice when a stage goes on, and none is missing, whatever became of the file.
+
+        Raises:
+            InputError: the file cannot be written.
+            ResourceError: the disk is full.
+        """
+        with explained(self._path):
+            self.__exit__(None, None, None)
+            self._open([line for line in read_metrics(self._path) if line.stage != stage] + list(lines))
+
+    def _open(self, kept: Sequence[MetricsLine]) -> None:
         """Begin after `kept`, the whole lines; a torn one is gone with that."""
         write_text_atomically(self._path, "".join(map(_json_line, kept)))
-        self._last = {line.stage: line.step for line in kept}
         self._file = self._path.open("a", encoding="utf-8", newline="\n")
-
-    def _rewind(self, stage: str, step: int) -> None:
-        self.__exit__(None, None, None)
-        self._open([line for line in read_metrics(self._path) if line.stage != stage or line.step < step])
 
 
 def _json_line(line: MetricsLine) -> str:
-    return json.dumps(asdict(line), allow_nan=False) + "\n"
+    values = {key: _finite(value) if isinstance(value, float) else value for key, value in asdict(line).items()}
+    return json.dumps(values, allow_nan=False) + "\n"
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

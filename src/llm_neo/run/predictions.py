@@ -11,7 +11,7 @@ import torch
 
 from llm_neo.errors import InputError
 from llm_neo.run.directory import RunDirectory
-from llm_neo.run.record import RunRecord
+from llm_neo.run.record import RunRecord, require_files
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """How far rounding alone may move a logit, relative to the largest one (at least 1).
@@ -71,6 +71,7 @@ def read_predictions(run: RunDirectory, record: RunRecord, limit: int) -> Predic
     Raises:
         InputError: the file is missing, damaged, or not of this run.
     """
+    require_files(run, record, run.predictions.name)
     try:
         with run.predictions.open(encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]

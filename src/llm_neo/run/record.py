@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llm_neo.assets.seals import SEAL, changed_file, is_sealed, sealed
 from llm_neo.errors import InputError
+from llm_neo.files import write_text_atomically
 from llm_neo.intervals import PairedDifference
 from llm_neo.meter import StageMeter
 from llm_neo.run.directory import RunDirectory
@@ -149,6 +151,20 @@ class RunRecord(Record):
     environment: Environment
     fingerprints: dict[str, str] = Field({}, description="of recipe, data, teacher and targets")
     notes: tuple[str, ...] = Field((), description="what a reader must know besides, one sentence each")
+    files: dict[str, str] = Field(
+        default={}, description="sha256 of the run's other files, by path in the run directory"
+    )
+
+
+def write_run(run: RunDirectory, record: RunRecord) -> None:
+    """Write `run.json` with its own sha256 at the end.
+
+    Raises:
+        InputError: the folder cannot be written.
+        ResourceError: the disk is full.
+    """
+    document = sealed(record.model_dump(mode="json"))
+    write_text_atomically(run.run_json, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run(path: str | Path) -> RunRecord:
@@ -173,6 +189,23 @@ def read_run(path: str | Path) -> RunRecord:
     return _parse(text, run.run_json)
 
 
+def require_files(run: RunDirectory, record: RunRecord, *beginnings: str) -> None:
+    """Refuse files of a finished run that are gone or not as the run wrote them.
+
+    Args:
+        run: its directory.
+        record: its `run.json`.
+        beginnings: of the paths to check, such as `student/`.
+
+    Raises:
+        InputError: one of them; it is named.
+    """
+    named = {name: digest for name, digest in record.files.items() if name.startswith(beginnings)}
+    changed = changed_file(run.path, named)
+    if changed is not None:
+        raise InputError(f"{run.path / changed} is missing or not as the run wrote it; restore it or distil again")
+
+
 def _parse(text: str, path: Path) -> RunRecord:
     try:
         document = json.loads(text)
@@ -184,6 +217,9 @@ def _parse(text: str, path: Path) -> RunRecord:
             f"{path} was written by a newer LLM-Neo (schema_version {version}, this one reads up to "
             f"{SCHEMA_VERSION}); update llm-neo"
         )
+    # A record of before there were seals has neither of the two.
+    if isinstance(document, dict) and (SEAL in document or document.get("files")) and not is_sealed(document):
+        raise InputError(f"{path} is not as the run wrote it (its {SEAL} differs); restore it or run the recipe again")
     try:
         return RunRecord.model_validate(document)
     except ValidationError as error:

@@ -1,17 +1,21 @@
 """What a finished run leaves in its directory: the student, the record, the predictions, the picture."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 
 import torch
 
 from llm_neo import metrics, report
+from llm_neo.assets.cache import file_sha256
+from llm_neo.assets.seals import checksums
 from llm_neo.data import Dataset
 from llm_neo.export import save_student
-from llm_neo.files import explained, write_json_atomically, write_text_atomically
+from llm_neo.files import filled_folder, write_text_atomically
 from llm_neo.inference import BASE_FOLDER
 from llm_neo.intervals import paired_difference
 from llm_neo.recipe import Recipe
+from llm_neo.run.directory import RunDirectory
 from llm_neo.run.record import (
     BestRecord,
     Environment,
@@ -22,12 +26,14 @@ from llm_neo.run.record import (
     StageRecord,
     StudentRecord,
     TeacherRecord,
+    write_run,
 )
 from llm_neo.run.setting import Setting
 from llm_neo.runtime import versions
 from llm_neo.student_stage import Learnt, Student
 from llm_neo.teacher_stage import Taught
 
+MODEL_CARD = "README.md"
 STAGES = ("data", "teacher", "targets", "train", "evaluate")
 
 
@@ -60,14 +66,26 @@ def write_result(result: Result) -> RunRecord:
         ResourceError: the disk is full.
     """
     run, recipe = result.setting.run, result.recipe
-    with explained(run.student):
-        save_student(result.student, recipe, run.student)
+    # What a run that was killed right here left of it; nobody can have used it.
+    shutil.rmtree(run.student, ignore_errors=True)
+    with filled_folder(run.student) as stage:
+        save_student(result.student, recipe, stage)
     record = run_record(result)
-    write_text_atomically(run.student / "README.md", report.model_card(record, recipe))
+    write_text_atomically(run.student / MODEL_CARD, report.model_card(record, recipe))
     write_text_atomically(run.predictions, _predictions(result))
     report.draw_curves(run.metrics, record, run.curves)
-    write_json_atomically(run.run_json, record)
+    record = record.model_copy(update={"files": _sums(run)})
+    write_run(run, record)
     return record
+
+
+def _sums(run: RunDirectory) -> dict[str, str]:
+    """The sha256 of what is read again later; the model card is for people to edit, the picture to look at."""
+    files = [run.recipe, run.metrics, run.predictions]
+    student = checksums(run.student, leave_out=[MODEL_CARD])
+    return {file.name: file_sha256(file) for file in files} | {
+        f"{run.student.name}/{name}": digest for name, digest in student.items()
+    }
 
 
 def run_record(result: Result) -> RunRecord:
@@ -106,6 +124,7 @@ def run_record(result: Result) -> RunRecord:
             "labels": data.train.label_fingerprint,
             "validation": data.validation.fingerprint,
             "targets": result.taught.key,
+            "student": result.student.source.fingerprint,
         },
         notes=_notes(result),
     )

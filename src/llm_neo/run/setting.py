@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
+from llm_neo.interrupts import raise_if_arrived
 from llm_neo.meter import StageMeter
 from llm_neo.progress import Bar, Progress
-from llm_neo.run.directory import MetricsLog, RunDirectory
+from llm_neo.run.directory import RunDirectory
+from llm_neo.run.metrics_log import MetricsLine, MetricsLog
 from llm_neo.run.trackers import Tracker
 from llm_neo.runtime import Precision, release
-from llm_neo.train import Logged
+from llm_neo.train_state import Logged
 
 
 class CountedProgress:
@@ -47,6 +49,8 @@ class _CountedBar:
 
     def advance(self, amount: int = 1, **figures: float) -> None:
         """See `Bar`."""
+        # A signal's exception is lost where it is raised in a destructor or swallowed by a library.
+        raise_if_arrived()
         if self.progress.meter is not None:
             self.progress.meter.tokens += int(figures.get("tokens", 0))
         self.shown.advance(amount, **figures)
@@ -96,20 +100,14 @@ class Setting:
             finally:
                 self.progress.meter = outer
 
+    def begin(self, stage: str, logged: Sequence[Logged]) -> None:
+        """Make `metrics.jsonl` hold these lines of a stage and no others: the stage goes on from there."""
+        self.metrics.replace(stage, [_line(stage, line) for line in logged])
+
     def log(self, stage: str, logged: Logged) -> None:
         """A line of `metrics.jsonl`, and the same to the trackers."""
         figures = logged.figures
-        self.metrics.write(
-            stage=stage,
-            step=logged.step,
-            loss=figures.loss,
-            hard_loss=figures.hard_loss,
-            soft_loss=figures.soft_loss,
-            learning_rate=figures.learning_rate,
-            gradient_norm=figures.gradient_norm,
-            tokens=figures.tokens,
-            seconds=logged.seconds,
-        )
+        self.metrics.write(_line(stage, logged))
         named = {"loss": figures.loss, "hard_loss": figures.hard_loss, "soft_loss": figures.soft_loss}
         rates = {"learning_rate": figures.learning_rate, "gradient_norm": figures.gradient_norm}
         self.track(stage, logged.step, named | rates)
@@ -118,3 +116,7 @@ class Setting:
         """Send figures to the trackers under `stage/name`."""
         for tracker in self.trackers:
             tracker.log({f"{stage}/{name}": value for name, value in figures.items()}, step=step)
+
+
+def _line(stage: str, logged: Logged) -> MetricsLine:
+    return MetricsLine(stage=stage, step=logged.step, seconds=logged.seconds, **asdict(logged.figures))
