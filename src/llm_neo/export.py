@@ -11,7 +11,7 @@ import torch
 
 from llm_neo.errors import InputError, LlmNeoError
 from llm_neo.files import explained
-from llm_neo.inference import BASE_FOLDER, LoadedRun, load_run, select_student_device
+from llm_neo.inference import LoadedRun, load_run, select_student_device
 from llm_neo.models import adapters, load
 from llm_neo.models.layers import select_layers
 from llm_neo.models.load import Placement, quiet
@@ -20,6 +20,7 @@ from llm_neo.recipe import Recipe, load_recipe
 from llm_neo.run.directory import RunDirectory
 from llm_neo.run.predictions import Comparison, Predictions, compare, read_predictions
 from llm_neo.run.record import RunRecord, read_run
+from llm_neo.student_base import BASE_FOLDER
 from llm_neo.student_stage import Student
 
 if TYPE_CHECKING:

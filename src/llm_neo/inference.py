@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from llm_neo import metrics
-from llm_neo.assets import resolve_file, resolve_model
+from llm_neo.assets import resolve_file
 from llm_neo.batching import encode
 from llm_neo.data import Split, read_rows
+from llm_neo.data.notes import plural
 from llm_neo.data.table import is_text
 from llm_neo.errors import InputError
 from llm_neo.evaluate import classifier_forward, score_rows
@@ -26,12 +27,11 @@ from llm_neo.recipe import LabelledSource, Recipe, ScoreLabel, load_recipe
 from llm_neo.run.directory import RunDirectory
 from llm_neo.run.record import RunRecord, read_run
 from llm_neo.runtime import select_device, select_precision
+from llm_neo.student_base import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BASE_FOLDER = "base"
-"""Where in the student's folder its own base is, if it has one."""
 PREDICTED_AT_ONCE = 4096
 """Texts that `predict_run` holds at a time: files may be longer than the memory."""
 _HEADER_CHARACTERS = 100_000
@@ -70,7 +70,11 @@ class LoadedRun:
             progress: shows a bar.
             label: the bar's name.
         """
-        rows = encode(self.tokenizer, ids, texts, self.recipe.data.max_length_tokens)
+        limit = self.recipe.data.max_length_tokens
+        rows = encode(self.tokenizer, ids, texts, limit)
+        if rows.truncated and progress is not None:
+            longer = f"longer than data.max_length_tokens = {limit} and lose their end"
+            progress.say(f"of {plural(len(rows), 'text')} {rows.truncated:,} are {longer}")
         return score_rows(classifier_forward(self.model), rows, self.device, progress, label=label)
 
 
@@ -116,7 +120,9 @@ def load_run(
     if dtype is None:
         adapted = recipe.student.lora is not None
         dtype = select_precision(recipe.runtime.precision, where).dtype if adapted else torch.float32
-    model, tokenizer = _load_student(folder, recipe, record.classes, Placement(where, dtype))
+    model, tokenizer = _load_student(
+        folder, recipe, record.classes, Placement(where, dtype), record.fingerprints.get("student_base")
+    )
     return LoadedRun(run, record, recipe, model, tokenizer, where, dtype)
 
 
@@ -126,10 +132,10 @@ def select_student_device(recipe: Recipe) -> torch.device:
 
 
 def _load_student(
-    folder: Path, recipe: Recipe, classes: tuple[str, ...], where: Placement
+    folder: Path, recipe: Recipe, classes: tuple[str, ...], where: Placement, pinned: str | None
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
     limit, trusted = recipe.data.max_length_tokens, recipe.runtime.trust_remote_code
-    base, spec = _base_of(folder, recipe)
+    base, spec = base_of(folder, recipe, pinned)
     loaded = load.load_classifier(
         base,
         spec,
@@ -145,19 +151,6 @@ def _load_student(
     elif loaded.fresh_head:
         raise InputError(f"{folder} holds no head for the classes; it was not written whole: distil again")
     return model, load.load_tokenizer(folder, str(folder), loaded.model.config, limit, trusted)
-
-
-def _base_of(folder: Path, recipe: Recipe) -> tuple[Path, str]:
-    """The folder of the student's base and what to call it."""
-    if recipe.student.lora is None:
-        return folder, str(folder)
-    config = adapters.read_adapter_config(folder)
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if name == BASE_FOLDER:
-        return folder / BASE_FOLDER, str(folder / BASE_FOLDER)
-    # The commit that the adapter was trained on, whatever the branch has become since.
-    spec = f"{name}@{revision}" if revision else str(name)
-    return resolve_model(spec).folder, spec
 
 
 def evaluate_run(path: Path, data_file: str, progress: Progress | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Shapes: N texts, C classes, K tokens of a label word, B texts of a batch, L toke
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,8 @@ class PromptTeacher:
         empty = [(content,) * parts for content in CONTENT_FREE]
         names = [f"content-free:{content!r}" for content in CONTENT_FREE]
         bias_FC = self._log_probabilities(names, empty, progress).log_softmax(dim=-1)
-        return logits_NC - bias_FC.exp().mean(dim=0).log()
+        # Not exp().mean().log(): a word less likely than e^-103 would give log 0, an infinite target.
+        return logits_NC - (bias_FC.logsumexp(dim=0) - math.log(len(empty)))
 
     def _log_probabilities(
         self, ids: Sequence[str], texts: Sequence[tuple[str, ...]], progress: Progress

@@ -16,7 +16,7 @@ from llm_neo.data import Dataset
 from llm_neo.errors import InputError, TeacherGateError
 from llm_neo.losses import loss_of_rows
 from llm_neo.metrics import GateVerdict, Scores
-from llm_neo.models import adapters
+from llm_neo.models import adapter_folder, adapters
 from llm_neo.models.load import Placement, quiet
 from llm_neo.recipe import FineTune, Recipe
 from llm_neo.run.setting import Setting
@@ -125,8 +125,9 @@ def _identity(recipe: Recipe, data: Dataset, base: TeacherBase) -> dict[str, Any
         identity["arithmetic"] = str(recipe.runtime.precision)
     elif teacher.adapter is not None:
         folder = Path(teacher.adapter).expanduser()
-        adapters.read_adapter_config(folder)
-        identity["adapter"] = [file_sha256(folder / name) for name in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE)]
+        adapter_folder.read_adapter_config(folder)
+        names = (adapter_folder.CONFIG_FILE, adapter_folder.WEIGHTS_FILE)
+        identity["adapter"] = [file_sha256(folder / name) for name in names]
     elif teacher.prompt is not None:
         identity["prompt"] = json.loads(teacher.prompt.model_dump_json())
     return identity
