@@ -3,11 +3,16 @@
 Every message is one sentence or more that name the offending value, the rule it broke and the remedy.
 """
 
+from llm_neo.printing import printable, redacted
+
 
 class LlmNeoError(Exception):
-    """A failure that LLM-Neo foresaw; the text is written for the user."""
+    """A failure that LLM-Neo foresaw; the text is written for the user, without control characters and secrets."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(printable(super().__str__()))
 
 
 class InputError(LlmNeoError):

@@ -233,7 +233,9 @@ def _plain_logits(folder: Path, recorded: Predictions, recipe: Recipe, progress:
 
     device, trusted = select_student_device(recipe), recipe.runtime.trust_remote_code
     with quiet():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", trust_remote_code=trusted)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted
+        )
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     model.to(device).eval()
     order = sorted(range(len(recorded.texts)), key=lambda row: sum(map(len, recorded.texts[row])))

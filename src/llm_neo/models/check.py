@@ -52,7 +52,9 @@ def check_model(
     if prompted and not _has_classifier(config):
         return tokenizer
     with named_failures(f"the model {spec}"), torch.device("meta"):
-        outline = tasks.model_class().from_config(config, trust_remote_code=trust_remote_code)
+        outline = tasks.model_class().from_config(
+            config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
     tasks.check_head(outline, spec)
     select_layers(outline, layers)
     if lora is not None:
