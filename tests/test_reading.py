@@ -111,3 +111,11 @@ def test_an_adapter_that_names_another_base_is_doubted(
     assert main([*words, "output=third"]) == 0
     assert "the adapter student was trained on 'other/base', but is put on 'llama'" in capfd.readouterr().err
     assert any("trained on 'other/base'" in note for note in read_run(tmp_path / "third").notes)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 17, 20, 23, 40])
+def test_what_is_not_tokenised_is_never_too_long(ours: PreTrainedTokenizerBase, limit: int) -> None:
+    letters = ["a" * length for length in range(1, 60)] + ["é" * 9, "a é " * 7]
+    texts = [(" ".join(word),) for word in letters]
+    exact = sum(len(ours(text)["input_ids"]) > limit for (text,) in texts)
+    assert 0 < exact <= len(texts) and read_both(ours, ours, texts, limit).student_truncated == exact
