@@ -198,7 +198,7 @@ class PromptTeacher:
         return encode(tokenizer, ids, prompts, max_length_tokens=self._room(tokenizer))
 
     def _room(self, tokenizer: "PreTrainedTokenizerBase") -> int:
-        frame = len(tokenizer(self.prompt.template)["input_ids"])
+        frame = len(tokenizer(self.prompt.template, verbose=False)["input_ids"])
         return frame + 2 * self.base.max_length_tokens + 16
 
     def _next_token(self, first_C: torch.Tensor) -> Any:
@@ -261,7 +261,10 @@ def load_prompt_teacher(base: TeacherBase, prompt: Prompt) -> PromptTeacher:
         max_length_tokens=base.max_length_tokens,
         trust_remote_code=base.trust_remote_code,
     )
-    words = tuple(tuple(loaded.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in prompt.label_words)
+    words = tuple(
+        tuple(loaded.tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+        for word in prompt.label_words
+    )
     for word, tokens in zip(prompt.label_words, words, strict=True):
         if not tokens or words.count(tokens) > 1:
             raise InputError(

@@ -226,7 +226,7 @@ def test_both_outcomes_were_met() -> None:
         assert outcomes["valid"] > 0.1 * outcomes.total() and outcomes["refused"] > 0.3 * outcomes.total()
 
 
-@examples(4, 150)
+@examples(4, 100, shrink=False)
 @given(sound())
 def test_a_valid_recipe_runs_rightly_or_ends_with_a_sentence(document: dict[str, Any]) -> None:
     Path("sound.yaml").write_text(json.dumps(document))
