@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llm_neo import assets
-from llm_neo.data import Dataset, Row, Split, load_data, read_rows, read_texts
+from llm_neo.data import Dataset, Doubts, Row, Split, load_data, read_rows, read_texts
 from llm_neo.data.split import hold_out, sample, text_key
 from llm_neo.errors import InputError
 from llm_neo.progress import SilentProgress
@@ -76,6 +76,7 @@ def test_two_sources_become_two_splits(tmp_path: Path) -> None:
             "train: 3 rows (0 1, 1 1, without a label 1)",
             "validation: 2 rows (0 1, 1 1)",
         ),
+        Doubts(shared_texts=1),
     )
 
 
@@ -185,6 +186,15 @@ def test_contradicting_labels_are_told(tmp_path: Path) -> None:
     train = tsv(tmp_path / "a.tsv", ("text", "label"), *rows)
     found = load_data(data_of(train, tsv(tmp_path / "b.tsv", *rows_of(4))))
     assert "train: 1 text with different labels, such as lines 2 and 4 of the source" in found.notes
+    assert found.doubts == Doubts(contradicting_train_texts=1)
+
+
+def test_contradicting_labels_of_validation_are_told_and_shared_texts_counted(tmp_path: Path) -> None:
+    train = tsv(tmp_path / "a.tsv", ("text", "label"), ("a", 0), ("b", 1))
+    validation = tsv(tmp_path / "b.tsv", ("text", "label"), ("A", 0), ("c", 0), ("C", 1), ("d", 1), ("D", 0), ("D", 0))
+    found = load_data(data_of(train, validation))
+    assert "validation: 2 texts with different labels, such as lines 3 and 4 of the source" in found.notes
+    assert found.doubts == Doubts(contradicting_validation_texts=2, shared_texts=1)
 
 
 def test_given_classes_name_integers_and_absent_ones_are_told(tmp_path: Path) -> None:

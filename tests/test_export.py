@@ -158,7 +158,7 @@ def test_an_adapter_is_exported_as_it_is(run: Path) -> None:
     files = {file.relative_to(run / "student") for file in (run / "student").rglob("*")}
     assert {file.relative_to(target) for file in target.rglob("*")} == files
     assert all((target / file).read_bytes() == (run / "student" / file).read_bytes() for file in files if file.suffix)
-    assert told.lines[0].startswith("checked on 60 rows")
+    assert told.lines[-1].startswith("checked on 60 rows")
     # A second time it is in the way.
     with pytest.raises(InputError, match="adapter exists already; remove it or name another folder with --output"):
         export_run(run, "adapter", told)

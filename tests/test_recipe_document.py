@@ -84,3 +84,8 @@ def test_a_long_value_is_quoted_in_part() -> None:
     assert show("é") == '"é"'
     assert show((1, None, True)) == "[1, null, true]"
     assert show("x" * 100) == '"' + "x" * 56 + "..."
+
+
+def test_an_anchor_used_again_means_its_last_place_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    assert parse("[&a 1, *a, &a 2, *a]") == (1, 1, 2, 2)
+    assert len(recwarn) == 0

@@ -294,7 +294,7 @@ class TestModelCard:
         text = model_card(record, private)
         assert "/home" not in text and "secret" not in text
         assert "learnt from Big." in text
-        assert "# The base is the folder Base of the machine that trained" in text
+        assert "# The base is the folder 'Base' of the machine that trained" in text
         assert "on all-linear" in text
         assert "# Base distilled by LLM-Neo" in text
 

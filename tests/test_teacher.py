@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_llama
 
+from llm_neo.batching import equal_length_batches
 from llm_neo.errors import InputError
 from llm_neo.models.load import Placement
 from llm_neo.progress import SilentProgress
@@ -127,3 +128,18 @@ def test_a_headless_model_is_known_to_have_a_fresh_head(llama: Path) -> None:
 def test_a_fingerprint_changes_with_every_part_and_not_with_their_order() -> None:
     assert fingerprint(a=1, b=[2]) == fingerprint(b=[2], a=1)
     assert len({fingerprint(a=1), fingerprint(a=2), fingerprint(b=1), fingerprint(a="1")}) == 4
+
+
+def test_a_word_that_content_free_prompts_rule_out_gives_finite_targets(llama: Path) -> None:
+    teacher = prompt_teacher(llama, ("good", "bad"), calibrate=True)
+    empty = [(content,) for content in CONTENT_FREE]
+    batches = equal_length_batches(teacher._encode_prompts(["x"] * 3, empty), 1)
+    with torch.no_grad():
+        # "bad" becomes e^-200 as likely as "good" after each of them: too little for a float32 probability.
+        hidden = torch.stack([teacher._hidden(batch)[0, -1] for batch in batches])
+        head = teacher.loaded.model.get_output_embeddings().weight
+        head[teacher.words[0][0]] = torch.linalg.pinv(hidden) @ torch.full((len(hidden),), 100.0)
+        head[teacher.words[1][0]] = -head[teacher.words[0][0]]
+    apart = teacher._log_probabilities(["x"] * 3, empty, SilentProgress()).diff().flatten().tolist()
+    assert apart == pytest.approx([-200.0] * 3, abs=0.1)
+    assert torch.isfinite(teacher.score(IDS, TEXTS, SilentProgress())).all()

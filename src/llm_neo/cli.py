@@ -12,6 +12,7 @@ import typer
 
 from llm_neo.errors import InputError
 from llm_neo.exits import INTERRUPTED, guarded, usage_error
+from llm_neo.printing import one_line, redacted_stderr
 
 if TYPE_CHECKING:
     from llm_neo.progress import Progress
@@ -179,7 +180,7 @@ def predict(
             print(json.dumps(line, ensure_ascii=False))
         else:
             score = prediction.scores[prediction.label]
-            print(prediction.label, f"{score:.4f}", *(" ".join(text.splitlines()) for text in row), sep="\t")
+            print(one_line(prediction.label), f"{score:.4f}", *map(one_line, row), sep="\t")
 
 
 @app.command()
@@ -222,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end]
     words = [word for word in words[:end] if word != "--debug"] + words[end:]
-    return guarded(lambda: _run(words), debug=debug)
+    with redacted_stderr():
+        return guarded(lambda: _run(words), debug=debug)
 
 
 def _run(words: list[str]) -> int:

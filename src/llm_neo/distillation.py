@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 
 from llm_neo.assets import ModelSource, resolve_model
 from llm_neo.checkpoint import CheckpointStore
-from llm_neo.data import load_data
+from llm_neo.data import Dataset, load_data
 from llm_neo.errors import InputError
 from llm_neo.files import write_text_atomically
+from llm_neo.models.adapter_folder import doubt_of_base
 from llm_neo.models.check import check_model
 from llm_neo.progress import Progress, SilentProgress
+from llm_neo.reading import Reading, read_both
 from llm_neo.recipe import Recipe, check_environment, dump_recipe, load_recipe
 from llm_neo.run.directory import RunDirectory, abandon, prepare, reopen
 from llm_neo.run.metrics_log import MetricsLog
@@ -80,13 +83,13 @@ def _run(recipe: Recipe, run: RunDirectory, shown: Progress) -> RunRecord:
     with _setting(recipe, run, shown) as setting:
         with setting.measure("data"):
             data = load_data(recipe.data, setting.progress)
-            sources = _sources(recipe, setting)
+            sources, reading = _sources(recipe, data, setting)
         taught = teach(recipe, data, sources[0], setting)
         with setting.measure("train"):
             student = load_student(recipe, data.classes, sources[1], setting)
             identity = _identity(recipe, taught, sources, setting)
             learnt = learn(student, recipe, data, taught.targets, setting, identity=identity)
-    return write_result(Result(recipe, data, taught, student, learnt, setting))
+    return write_result(Result(recipe, data, reading, taught, student, learnt, setting))
 
 
 @contextmanager
@@ -110,18 +113,29 @@ def _limit_memory(gib: float, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
 
 
-def _sources(recipe: Recipe, setting: Setting) -> tuple[ModelSource, ModelSource]:
-    """Teacher's and student's files, fetched; that both are what they should be is known before a weight loads."""
+def _sources(recipe: Recipe, data: Dataset, setting: Setting) -> tuple[tuple[ModelSource, ModelSource], Reading]:
+    """Teacher's and student's files, fetched; that both are what they should be is known before a weight loads.
+
+    What a user should know of the rows and of how the two read them is said here, before anything is computed.
+    """
     limit, trusted = recipe.data.max_length_tokens, recipe.runtime.trust_remote_code
     check = partial(check_model, max_length_tokens=limit, trust_remote_code=trusted)
     teacher = resolve_model(recipe.teacher.model, setting.progress)
     tuned = recipe.teacher.fine_tune.lora if recipe.teacher.fine_tune else None
     lora = ("teacher.fine_tune.lora", tuned) if tuned else None
-    check(teacher.folder, teacher.spec, prompted=recipe.teacher.prompt is not None, lora=lora)
+    prompted = recipe.teacher.prompt is not None
+    of_teacher = check(teacher.folder, teacher.spec, prompted=prompted, lora=lora)
     student = resolve_model(recipe.student.model, setting.progress)
     lora = ("student.lora", recipe.student.lora) if recipe.student.lora else None
-    check(student.folder, student.spec, layers=recipe.student.layers, lora=lora)
-    return teacher, student
+    of_student = check(student.folder, student.spec, layers=recipe.student.layers, lora=lora)
+    texts = [row.text for row in (*data.train.rows, *data.validation.rows)]
+    reading = read_both(of_teacher, of_student, texts, limit, prompted=prompted)
+    if recipe.teacher.adapter is not None:
+        doubt = doubt_of_base(Path(recipe.teacher.adapter).expanduser(), teacher.spec, teacher.folder)
+        reading = replace(reading, notes=(*reading.notes, *doubt))
+    for note in (*data.notes, *reading.notes):
+        setting.progress.say(note)
+    return (teacher, student), reading
 
 
 def _identity(recipe: Recipe, taught: Taught, sources: tuple[ModelSource, ModelSource], setting: Setting) -> Identity:

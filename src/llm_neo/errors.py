@@ -5,14 +5,19 @@ Every message is one sentence or more that name the offending value, the rule it
 
 import errno
 
+from llm_neo.printing import printable, redacted
+
 # Windows knows no quota. A limit on the size of files fills up like a disk.
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class LlmNeoError(Exception):
-    """A failure that LLM-Neo foresaw; the text is written for the user."""
+    """A failure that LLM-Neo foresaw; the text is written for the user, without control characters and secrets."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(printable(super().__str__()))
 
 
 class InputError(LlmNeoError):

@@ -8,7 +8,7 @@ import torch
 
 from llm_neo.errors import InputError, LlmNeoError
 from llm_neo.files import filled_folder
-from llm_neo.inference import BASE_FOLDER, LoadedRun, load_run, select_student_device
+from llm_neo.inference import LoadedRun, load_run, select_student_device
 from llm_neo.models import adapters, load
 from llm_neo.models.layers import select_layers
 from llm_neo.models.load import Placement, quiet
@@ -17,6 +17,7 @@ from llm_neo.recipe import Recipe, load_recipe
 from llm_neo.run.directory import RunDirectory
 from llm_neo.run.predictions import Comparison, Predictions, compare, read_predictions
 from llm_neo.run.record import RunRecord, read_run
+from llm_neo.student_base import BASE_FOLDER
 from llm_neo.student_stage import Student
 
 if TYPE_CHECKING:
@@ -220,7 +221,9 @@ def _plain_logits(folder: Path, recorded: Predictions, recipe: Recipe, progress:
 
     device, trusted = select_student_device(recipe), recipe.runtime.trust_remote_code
     with quiet():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", trust_remote_code=trusted)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted
+        )
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     model.to(device).eval()
     order = sorted(range(len(recorded.texts)), key=lambda row: sum(map(len, recorded.texts[row])))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from llm_neo import metrics
-from llm_neo.assets import resolve_file, resolve_model
+from llm_neo.assets import resolve_file
 from llm_neo.batching import encode
 from llm_neo.data import Split, read_rows
+from llm_neo.data.notes import plural
 from llm_neo.data.table import is_text
 from llm_neo.errors import InputError
 from llm_neo.evaluate import classifier_forward, score_rows
@@ -26,12 +27,11 @@ from llm_neo.recipe import LabelledSource, Recipe, ScoreLabel, load_recipe
 from llm_neo.run.directory import RunDirectory
 from llm_neo.run.record import RunRecord, read_run, require_files
 from llm_neo.runtime import select_device, select_precision
+from llm_neo.student_base import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BASE_FOLDER = "base"
-"""Where in the student's folder its own base is, if it has one."""
 PREDICTED_AT_ONCE = 4096
 """Texts that `predict_run` holds at a time: files may be longer than the memory."""
 _HEADER_CHARACTERS = 100_000
@@ -70,7 +70,11 @@ class LoadedRun:
             progress: shows a bar.
             label: the bar's name.
         """
-        rows = encode(self.tokenizer, ids, texts, self.recipe.data.max_length_tokens)
+        limit = self.recipe.data.max_length_tokens
+        rows = encode(self.tokenizer, ids, texts, limit)
+        if rows.truncated and progress is not None:
+            longer = f"longer than data.max_length_tokens = {limit} and lose their end"
+            progress.say(f"of {plural(len(rows), 'text')} {rows.truncated:,} are {longer}")
         return score_rows(classifier_forward(self.model), rows, self.device, progress, label=label)
 
 
@@ -130,7 +134,7 @@ def _load_student(
     folder: Path, recipe: Recipe, record: RunRecord, where: Placement
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
     limit, trusted = recipe.data.max_length_tokens, recipe.runtime.trust_remote_code
-    base, spec = _base_of(folder, recipe, record)
+    base, spec = base_of(folder, recipe, record.fingerprints.get("student_base"))
     loaded = load.load_classifier(
         base,
         spec,
@@ -146,25 +150,6 @@ def _load_student(
     elif loaded.fresh_head:
         raise InputError(f"{folder} holds no head for the classes; it was not written whole: distil again")
     return model, load.load_tokenizer(folder, str(folder), loaded.model.config, limit, trusted)
-
-
-def _base_of(folder: Path, recipe: Recipe, record: RunRecord) -> tuple[Path, str]:
-    """The folder of the student's base and what to call it."""
-    if recipe.student.lora is None:
-        return folder, str(folder)
-    config = adapters.read_adapter_config(folder)
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if name == BASE_FOLDER:
-        return folder / BASE_FOLDER, str(folder / BASE_FOLDER)
-    # The commit that the adapter was trained on, whatever the branch has become since.
-    spec = f"{name}@{revision}" if revision else str(name)
-    source = resolve_model(spec)
-    if source.fingerprint != record.fingerprints.get("student", source.fingerprint):
-        raise InputError(
-            f"the base model {spec} is not the one that the student was trained on: its files were changed since; "
-            "restore them or distil again"
-        )
-    return source.folder, spec
 
 
 def evaluate_run(path: Path, data_file: str, progress: Progress | None = None) -> dict[str, Any]:

@@ -81,14 +81,12 @@ class Learnt:
         final: the last step's figures on all validation rows.
         evaluations: rows of the evaluation table, the last step's included, as `run.json` has them.
         sample_rows: validation rows of the evaluations before the last.
-        truncated: training and validation texts that lost their end.
         engine: which one took the steps.
     """
 
     final: Evaluation
     evaluations: tuple[dict[str, Any], ...]
     sample_rows: int
-    truncated: int
     engine: EngineUsed
 
 
@@ -158,8 +156,7 @@ def learn(
     student.model.eval()
     final = judge.evaluate(None)
     last = judge.table_row(result.steps, float(recipe.train.epochs), result.training_loss, final)
-    truncated = tokens.truncated + judge.validation.truncated
-    return Learnt(final, (*result.evaluations, last), judge.sample_rows, truncated, result.engine)
+    return Learnt(final, (*result.evaluations, last), judge.sample_rows, result.engine)
 
 
 def train_settings(section: Train) -> TrainSettings:

@@ -5,6 +5,7 @@ Shapes: N texts, C classes, K tokens of a label word, B texts of a batch, L toke
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,8 @@ class PromptTeacher:
         empty = [(content,) * parts for content in CONTENT_FREE]
         names = [f"content-free:{content!r}" for content in CONTENT_FREE]
         bias_FC = self._log_probabilities(names, empty, progress).log_softmax(dim=-1)
-        return logits_NC - bias_FC.exp().mean(dim=0).log()
+        # Not exp().mean().log(): a word less likely than e^-103 would give log 0, an infinite target.
+        return logits_NC - (bias_FC.logsumexp(dim=0) - math.log(len(empty)))
 
     def _log_probabilities(
         self, ids: Sequence[str], texts: Sequence[tuple[str, ...]], progress: Progress
@@ -196,7 +198,7 @@ class PromptTeacher:
         return encode(tokenizer, ids, prompts, max_length_tokens=self._room(tokenizer))
 
     def _room(self, tokenizer: "PreTrainedTokenizerBase") -> int:
-        frame = len(tokenizer(self.prompt.template)["input_ids"])
+        frame = len(tokenizer(self.prompt.template, verbose=False)["input_ids"])
         return frame + 2 * self.base.max_length_tokens + 16
 
     def _next_token(self, first_C: torch.Tensor) -> Any:
@@ -259,7 +261,10 @@ def load_prompt_teacher(base: TeacherBase, prompt: Prompt) -> PromptTeacher:
         max_length_tokens=base.max_length_tokens,
         trust_remote_code=base.trust_remote_code,
     )
-    words = tuple(tuple(loaded.tokenizer(word, add_special_tokens=False)["input_ids"]) for word in prompt.label_words)
+    words = tuple(
+        tuple(loaded.tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+        for word in prompt.label_words
+    )
     for word, tokens in zip(prompt.label_words, words, strict=True):
         if not tokens or words.count(tokens) > 1:
             raise InputError(

@@ -14,7 +14,7 @@ from llm_neo.data import Dataset
 from llm_neo.errors import InputError, TeacherGateError
 from llm_neo.fine_tuning import FINE_TUNE_DEFAULTS, fine_tuned_teacher
 from llm_neo.metrics import GateVerdict, Scores
-from llm_neo.models import adapters
+from llm_neo.models import adapter_folder
 from llm_neo.models.load import Placement
 from llm_neo.recipe import Recipe
 from llm_neo.run.setting import Setting
@@ -123,8 +123,9 @@ def _identity(recipe: Recipe, data: Dataset, base: TeacherBase, arithmetic: str)
         identity["arithmetic"] = arithmetic
     elif teacher.adapter is not None:
         folder = Path(teacher.adapter).expanduser()
-        adapters.read_adapter_config(folder)
-        identity["adapter"] = [file_sha256(folder / name) for name in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE)]
+        adapter_folder.read_adapter_config(folder)
+        names = (adapter_folder.CONFIG_FILE, adapter_folder.WEIGHTS_FILE)
+        identity["adapter"] = [file_sha256(folder / name) for name in names]
     elif teacher.prompt is not None:
         identity["prompt"] = json.loads(teacher.prompt.model_dump_json())
     return identity

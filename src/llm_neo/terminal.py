@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from llm_neo.printing import printable, redacted
 from llm_neo.progress import Bar
 
 _PLAIN_SECONDS = 10.0
@@ -106,7 +107,7 @@ class RichProgress:
     @contextmanager
     def bar(self, label: str, total: int | None, unit: str) -> Iterator[Bar]:
         """Show a count until the context ends, with an error or without."""
-        count = _Count(_printable(label), total, _printable(unit), self._clock)
+        count = _Count(printable(label), total, printable(unit), self._clock)
         if self._is_terminal:
             with self._live_bar(count) as bar:
                 yield bar
@@ -142,7 +143,7 @@ class RichProgress:
                 live.remove_task(task)
 
     def _line(self, message: str, style: str = "") -> None:
-        text = Text("\n".join(map(_printable, message.split("\n"))), style=style)
+        text = Text(redacted(printable(message)), style=style)
         self._console.print(text, soft_wrap=True, highlight=False)
 
 
@@ -186,8 +187,3 @@ def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _printable(text: str) -> str:
-    """The text with control characters written out, so that no message can steer the terminal."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -108,7 +108,9 @@ def _convert(path: Path, folder: Path, progress: Progress) -> None:
 def _load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+    )
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -130,6 +132,7 @@ def _load_model(path: Path) -> "PreTrainedModel":
         gguf_file=path.name,
         dtype=torch.bfloat16,
         local_files_only=True,
+        trust_remote_code=False,
         output_loading_info=True,
         **extra,
     )

@@ -175,6 +175,12 @@ def _check_model_folder(folder: Path, spec: str) -> None:
         raise InputError(
             f"the folder {spec} holds {held}, but a model needs *.safetensors, which cannot run code; {remedy}"
         )
+    for name in _shards(folder):
+        if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
+            raise InputError(
+                f"the folder {spec} names {name!r:.100} as one of its weight files, but these are *.safetensors in the "
+                "folder itself; fetch the model again"
+            )
     missing = [name for name in _shards(folder) if not (folder / name).is_file()]
     if missing:
         raise InputError(
@@ -189,7 +195,7 @@ def _shards(folder: Path) -> list[str]:
     if not index.is_file():
         return []
     try:
-        return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        return list(dict.fromkeys(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is damaged ({type(error).__name__}: {error}); fetch the model again") from error
 

@@ -34,19 +34,20 @@ def load_data(data: Data, progress: Progress = SilentProgress()) -> Dataset:
     extra = [] if data.unlabelled is None else list(read_texts(data.unlabelled, "unlabelled", progress).rows)
     if isinstance(data.validation, HeldOut):
         rows, extra, validation, facts = _held_out(rows, extra, data.validation, source)
+        unit: str = source.table.unit
     else:
-        validation, facts = _labelled(data.validation, "validation", classes, progress)
+        validation, unit, facts = _labelled(data.validation, "validation", classes, progress)
     spec = source.spec if data.unlabelled is None else f"{source.spec} + {data.unlabelled.source}"
     train = Split("train", (*sample(rows, data.train.limit), *extra), spec)
+    doubts, said = notes.doubts((train, source.table.unit), (validation, unit))
     facts = [
         *source.notes("train"),
         *facts,
-        *notes.contradictions(train.rows, source.table.unit),
-        *notes.overlap(train, validation),
+        *said,
         *notes.class_counts(train, classes.names),
         *notes.class_counts(validation, classes.names),
     ]
-    return Dataset(train, validation, classes.names, tuple(facts))
+    return Dataset(train, validation, classes.names, tuple(facts), doubts)
 
 
 def read_rows(
@@ -67,7 +68,8 @@ def read_rows(
     """
     if source.label is None:
         raise InputError(f"{source.source}: rows to measure on need labels; name the label column")
-    split, facts = _labelled(source, name, Classes(classes, ordered=True), progress)
+    split, unit, facts = _labelled(source, name, Classes(classes, ordered=True), progress)
+    facts += notes.contradictions(split, unit)[1]
     for fact in facts:
         progress.say(fact)
     return split
@@ -143,8 +145,8 @@ def _text(cell: object, column: str, table: Table, number: int) -> str:
     raise InputError(f"{table.at(number)}: the text {shown(cell)} in column {shown(column)} {reason}")
 
 
-def _labelled(source: LabelledSource, name: str, classes: Classes, progress: Progress) -> tuple[Split, list[str]]:
-    """A split to measure on: each row must have a label."""
+def _labelled(source: LabelledSource, name: str, classes: Classes, progress: Progress) -> tuple[Split, str, list[str]]:
+    """A split to measure on, each row of which must have a label; the unit that its ids count; notes."""
     read = _read(source, progress)
     rows = read.rows(name, classes)
     for row, (number, _) in zip(rows, read.table.records, strict=True):
@@ -152,7 +154,7 @@ def _labelled(source: LabelledSource, name: str, classes: Classes, progress: Pro
             raise InputError(
                 f"{read.table.at(number)}: the label of {shown(row.text[0])} is missing; rows to measure on need one"
             )
-    return Split(name, tuple(sample(rows, source.limit)), source.source), read.notes(name)
+    return Split(name, tuple(sample(rows, source.limit)), source.source), read.table.unit, read.notes(name)
 
 
 def _held_out(

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from llm_neo.data.rows import Row, Split
+from llm_neo.data.rows import Doubts, Row, Split
 from llm_neo.data.split import text_key
 from llm_neo.recipe.tree import ScoreLabel
 
@@ -33,29 +33,44 @@ def dropped(name: str, rows: int, label: ScoreLabel) -> list[str]:
     return [f"{name}: {plural(rows, 'row')} dropped, {label.column} {between}"]
 
 
-def contradictions(rows: Sequence[Row], unit: str) -> list[str]:
+def doubts(train: tuple[Split, str], validation: tuple[Split, str]) -> tuple[Doubts, list[str]]:
+    """What speaks against the figures, counted and said.
+
+    Args:
+        train: with what its ids count, "line" or "row".
+        validation: the same.
+    """
+    torn_train, said_of_train = contradictions(*train)
+    torn_validation, said_of_validation = contradictions(*validation)
+    shared, said_of_shared = overlap(train[0], validation[0])
+    return Doubts(torn_train, torn_validation, shared), [*said_of_train, *said_of_validation, *said_of_shared]
+
+
+def contradictions(split: Split, unit: str) -> tuple[int, list[str]]:
     """How many texts occur with different labels, and where the first of them does."""
     first: dict[str, Row] = {}
     other: dict[str, Row] = {}
-    for row in rows:
+    for row in split.rows:
         if row.label is not None:
             key = text_key(row.text)
             if first.setdefault(key, row).label != row.label:
                 other.setdefault(key, row)
     if not other:
-        return []
+        return 0, []
     key, second = next(iter(other.items()))
     where = f"{unit}s {_line(first[key])} and {_line(second)}"
-    return [f"train: {plural(len(other), 'text')} with different labels, such as {where} of the source"]
+    return len(other), [
+        f"{split.name}: {plural(len(other), 'text')} with different labels, such as {where} of the source"
+    ]
 
 
-def overlap(train: Split, validation: Split) -> list[str]:
+def overlap(train: Split, validation: Split) -> tuple[int, list[str]]:
     """How many distinct texts of validation are in train too."""
     keys = {text_key(row.text) for row in validation.rows}
     both = len(keys.intersection(text_key(row.text) for row in train.rows))
     if not both:
-        return []
-    return [f"validation: {both:,} of {plural(len(keys), 'text')} in train too, so the figures may flatter"]
+        return 0, []
+    return both, [f"validation: {both:,} of {plural(len(keys), 'text')} in train too, so the figures may flatter"]
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

@@ -47,6 +47,21 @@ class Split:
         return _sha256(part for row in self.rows for part in (row.id, str(row.label)))
 
 
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """What may make the figures of a run flatter, or its training worse, than the rows seem to promise, counted.
+
+    Args:
+        contradicting_train_texts: distinct training texts that occur with different labels.
+        contradicting_validation_texts: the same of the validation texts.
+        shared_texts: distinct validation texts that are training texts too.
+    """
+
+    contradicting_train_texts: int = 0
+    contradicting_validation_texts: int = 0
+    shared_texts: int = 0
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The rows to learn from and the rows to measure on.
@@ -56,12 +71,14 @@ class Dataset:
         validation: rows to measure on; each has a label.
         classes: the names of the classes in label order.
         notes: facts about the data to print, one sentence each.
+        doubts: those of the facts that speak against the figures, counted.
     """
 
     train: Split
     validation: Split
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    doubts: Doubts = Doubts()
 
 
 def _sha256(parts: Iterable[str]) -> str:

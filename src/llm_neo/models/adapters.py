@@ -11,14 +11,13 @@ import torch
 
 from llm_neo import tasks
 from llm_neo.errors import InputError
+from llm_neo.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from llm_neo.models.load import quiet
 from llm_neo.recipe.tree import Lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -126,24 +125,6 @@ def _own_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Para
         for parameter in module.original_module.parameters()
     }
     return ((name, p) for name, p in model.named_parameters() if id(p) not in duplicates)
-
-
-def read_adapter_config(folder: Path) -> dict[str, object]:
-    """The saved adapter's own description.
-
-    Raises:
-        InputError: `folder` holds no adapter in safetensors.
-    """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} holds no {name}; give a folder that peft's save_pretrained wrote")
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG_FILE} is no valid JSON ({error}); save the adapter again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / CONFIG_FILE} is no JSON object; save the adapter again")
-    return config
 
 
 def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":

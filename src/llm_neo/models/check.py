@@ -14,7 +14,7 @@ from llm_neo.models.load import load_config, load_tokenizer, named_failures
 from llm_neo.recipe.tree import Lora
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 def check_model(
@@ -26,7 +26,7 @@ def check_model(
     prompted: bool = False,
     layers: int | Sequence[int] | None = None,
     lora: tuple[str, Lora] | None = None,
-) -> None:
+) -> "PreTrainedTokenizerBase":
     """Refuse a model that would fail later, after what costs: the student is loaded when the teacher is done.
 
     The model is built without memory for its weights; of the weight files only the headers are read.
@@ -40,20 +40,26 @@ def check_model(
         layers: as `layers.select_layers` takes them.
         lora: adapters to be added, and the recipe's key that they are from.
 
+    Returns:
+        Its tokenizer.
+
     Raises:
         InputError: the model is damaged, no decoder, or not as the recipe wants it.
     """
     config = load_config(folder, spec, trust_remote_code)
-    load_tokenizer(folder, spec, config, max_length_tokens, trust_remote_code)
+    tokenizer = load_tokenizer(folder, spec, config, max_length_tokens, trust_remote_code)
     _check_weight_files(folder)
     if prompted and not _has_classifier(config):
-        return
+        return tokenizer
     with named_failures(f"the model {spec}"), torch.device("meta"):
-        outline = tasks.model_class().from_config(config, trust_remote_code=trust_remote_code)
+        outline = tasks.model_class().from_config(
+            config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
     tasks.check_head(outline, spec)
     select_layers(outline, layers)
     if lora is not None:
         check_targets(outline, lora[1].targets, lora[0])
+    return tokenizer
 
 
 def _has_classifier(config: "PretrainedConfig") -> bool:

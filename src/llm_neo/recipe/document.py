@@ -75,6 +75,8 @@ def show(value: Any) -> str:
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.version = "1.2"
+    # An anchor may be used again; a warning of Python's about it is no sentence for a user.
+    yaml.composer.warn_double_anchors = False
     return yaml
 
 

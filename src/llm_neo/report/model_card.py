@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from llm_neo.intervals import retention_sentence
 from llm_neo.recipe.tree import HeldOut, Recipe
+from llm_neo.report.markdown import code, plain
 from llm_neo.report.names import hub_data, hub_model, public_name
 from llm_neo.run.record import RunRecord, ScoredModel
 
@@ -80,10 +81,10 @@ def _validation_spec(recipe: Recipe) -> str:
 def _about(record: RunRecord, recipe: Recipe) -> str:
     teacher, student = record.teacher, record.student
     quantization = "" if teacher.quantization == "none" else f", quantised to {teacher.quantization}"
-    classes = ", ".join(f"`{name}`" for name in record.classes)
+    classes = ", ".join(map(code, record.classes))
     return (
-        f"# {_title(record, recipe)}\n\n"
-        f"A text classifier ({classes}) that learnt from {public_name(teacher.model)}{quantization}.\nOf its "
+        f"# {plain(_title(record, recipe))}\n\n"
+        f"A text classifier ({classes}) that learnt from {plain(public_name(teacher.model))}{quantization}.\nOf its "
         f"{student.total_parameters:,} parameters {student.trainable_parameters:,} were trained "
         f"({100 * student.trainable_share:.4f} %)."
     )
@@ -91,7 +92,7 @@ def _about(record: RunRecord, recipe: Recipe) -> str:
 
 def _table(record: RunRecord) -> str:
     teacher, student = record.teacher, record.student
-    averaged = f"of `{record.classes[1]}`" if len(record.classes) == 2 else "macro average"
+    averaged = f"of {code(record.classes[1])}" if len(record.classes) == 2 else "macro average"
     rows = [
         ("accuracy, 95 % interval", _accuracy(teacher), _accuracy(student)),
         (f"F1 {averaged}", f"{teacher.f1:.4f}", f"{student.f1:.4f}"),
@@ -189,7 +190,7 @@ def _whereabouts(record: RunRecord) -> list[str]:
     if hub_model(record.student.base):
         return []
     return [
-        f"# The base is the folder {public_name(record.student.base)} of the machine that trained; on another one say",
+        f"# The base is the folder {public_name(record.student.base)!r} of the machine that trained; elsewhere say",
         '# adapter.base_model_name_or_path = "where it is"',
     ]
 
@@ -199,7 +200,7 @@ def _training(record: RunRecord, recipe: Recipe) -> str:
     if lora is None:
         adapter = "all weights are trained"
     else:
-        targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+        targets = lora.targets if isinstance(lora.targets, str) else ", ".join(map(plain, lora.targets))
         adapter = f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {targets}"
     weight, temperature = record.loss.hard_label_weight, record.loss.temperature
     loss = f"{weight:g} x cross-entropy with the labels + {1 - weight:g} x T^2 KL(teacher || student)"
@@ -207,7 +208,7 @@ def _training(record: RunRecord, recipe: Recipe) -> str:
     versions = record.environment.versions
     packages = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
     points = (
-        f"{record.train_rows} rows of {public_name(recipe.data.train.source)}",
+        f"{record.train_rows} rows of {plain(public_name(recipe.data.train.source))}",
         f"loss: {loss}, T = {temperature:g}",
         f"{adapter}; the classification head is trained",
         f"{train.epochs} {'epoch' if train.epochs == 1 else 'epochs'} of steps of {train.batch_size} rows, AdamW, "
@@ -222,7 +223,7 @@ def _limits(recipe: Recipe) -> str:
         [
             "## Limits",
             "",
-            f"- Measured on {public_name(_validation_spec(recipe))} alone; expect lower figures "
+            f"- Measured on {plain(public_name(_validation_spec(recipe)))} alone; expect lower figures "
             "on text of another kind.",
             f"- Texts were stripped of white space at their ends and cut after {recipe.data.max_length_tokens} tokens.",
             "- It knows no answer but its classes, and it inherits what its teacher and its base get wrong.",

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from llm_neo.data.hub import HubId, hub_id
+from llm_neo.printing import one_line
 
 _HUB_MODEL = re.compile(r"([\w.-]+/[\w.-]+)(?:@[\w./-]+)?", re.ASCII)
 _PACKAGE = "pypi:"
@@ -25,7 +26,7 @@ def public_name(spec: str) -> str:
     if data is not None:
         return f"{data.name}{f' ({data.config})' if data.config else ''}, {data.split}"
     inner = spec.partition("#")[0].replace("\\", "/").rstrip("/")
-    return re.split("[/!]", inner)[-1] or spec
+    return one_line(re.split("[/!]", inner)[-1] or spec)
 
 
 def hub_model(spec: str) -> str | None:

@@ -6,6 +6,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from llm_neo.intervals import retention_sentence
+from llm_neo.printing import printable
 from llm_neo.report.names import public_name
 from llm_neo.run.directory import RunDirectory
 from llm_neo.run.record import EvaluationRecord, RunRecord, ScoredModel, StageRecord
@@ -50,7 +51,7 @@ def summary(record: RunRecord, path: str | Path) -> "RenderableType":
     ]
     if not record.gate.passed:
         lines.append(Text(f"The teacher failed its gate: {record.gate.rule}", style="bold red"))
-    lines += [Text(f"Note: {note}") for note in record.notes]
+    lines += [Text(printable(f"Note: {note}")) for note in record.notes]
     lines += [Text(), _evaluations(record), Text(_evaluation_notes(record), style="dim")]
     lines += [Text(), _stages(record), Text(f"Precision {record.environment.precision_reason}.", style="dim")]
     return Group(*lines, Text(), Text(_next_steps(Path(path))))
@@ -72,7 +73,7 @@ def _add_row(table: "Table", cells: Iterable[str], style: str | None = None) -> 
     """Plain text: a bracket in a class or a model name is no markup."""
     from rich.text import Text
 
-    table.add_row(*map(Text, cells), style=style)
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
 def _models(record: RunRecord) -> "Table":

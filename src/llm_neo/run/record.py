@@ -106,6 +106,17 @@ class EvaluationRecord(Record):
     calibration_error: Fraction | None = None
 
 
+class DoubtsRecord(Record):
+    """What may make the figures flatter, or the training worse, than the rows promise; also said in `notes`."""
+
+    contradicting_train_texts: Count = Field(description="distinct texts with different labels")
+    contradicting_validation_texts: Count
+    shared_texts: Count = Field(description="distinct validation texts that are training texts too")
+    teacher_truncated_texts: Count = Field(description="of training and validation, longer than the limit")
+    student_truncated_texts: Count
+    same_tokens: bool = Field(description="teacher and student read the same tokens")
+
+
 class StageRecord(Record):
     """What a stage cost; see `StageMeter`."""
 
@@ -147,6 +158,7 @@ class RunRecord(Record):
     retention: float | None = Field(description="student / teacher accuracy; null = the teacher is never right")
     paired_difference: PairedDifference
     evaluations: tuple[EvaluationRecord, ...] = Field(min_length=1, description="the last is on all rows")
+    doubts: DoubtsRecord | None = Field(None, description="null = a run of an earlier version")
     stages: dict[str, StageRecord] = Field(description="data, teacher, targets, train, evaluate")
     environment: Environment
     fingerprints: dict[str, str] = Field({}, description="of recipe, data, teacher and targets")

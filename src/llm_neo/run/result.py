@@ -12,12 +12,13 @@ from llm_neo.assets.seals import checksums
 from llm_neo.data import Dataset
 from llm_neo.export import save_student
 from llm_neo.files import filled_folder, write_text_atomically
-from llm_neo.inference import BASE_FOLDER
 from llm_neo.intervals import paired_difference
+from llm_neo.reading import Reading
 from llm_neo.recipe import Recipe
 from llm_neo.run.directory import RunDirectory
 from llm_neo.run.record import (
     BestRecord,
+    DoubtsRecord,
     Environment,
     EvaluationRecord,
     GateRecord,
@@ -30,6 +31,7 @@ from llm_neo.run.record import (
 )
 from llm_neo.run.setting import Setting
 from llm_neo.runtime import versions
+from llm_neo.student_base import BASE_FOLDER
 from llm_neo.student_stage import Learnt, Student
 from llm_neo.teacher_stage import Taught
 
@@ -43,6 +45,7 @@ class Result:
 
     recipe: Recipe
     data: Dataset
+    reading: Reading
     taught: Taught
     student: Student
     learnt: Learnt
@@ -111,6 +114,7 @@ def run_record(result: Result) -> RunRecord:
             metrics.correct(result.teacher_NC, result.labels_N),
         ),
         evaluations=tuple(evaluations),
+        doubts=_doubts(result),
         stages={name: StageRecord.of(setting.meter(name)) for name in STAGES},
         environment=Environment(
             device=str(setting.device),
@@ -124,9 +128,19 @@ def run_record(result: Result) -> RunRecord:
             "labels": data.train.label_fingerprint,
             "validation": data.validation.fingerprint,
             "targets": result.taught.key,
-            "student": result.student.source.fingerprint,
+            "student_base": result.student.source.fingerprint,
         },
         notes=_notes(result),
+    )
+
+
+def _doubts(result: Result) -> DoubtsRecord:
+    reading = result.reading
+    return DoubtsRecord(
+        **asdict(result.data.doubts),
+        teacher_truncated_texts=reading.teacher_truncated,
+        student_truncated_texts=reading.student_truncated,
+        same_tokens=reading.same_tokens,
     )
 
 
@@ -160,9 +174,7 @@ def _student(result: Result) -> StudentRecord:
 
 def _notes(result: Result) -> tuple[str, ...]:
     learnt, rows = result.learnt, len(result.data.validation.rows)
-    notes = list(result.data.notes)
-    if learnt.truncated:
-        notes.append(f"{learnt.truncated} texts are longer than data.max_length_tokens and lost their end")
+    notes = [*result.data.notes, *result.reading.notes]
     if learnt.sample_rows < rows:
         notes.append(
             f"evaluations before the last are on a fixed sample of {learnt.sample_rows} of the {rows} validation rows, "
