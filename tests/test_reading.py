@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny import tiny_llama, tiny_tokenizer, toy_file
-from tiny_runs import PROMPT, edit_json, material, run_of
+from tiny_runs import PROMPT, edit_json, material, run_of, unseal
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llm_neo.cli import main
@@ -95,6 +95,7 @@ def test_a_run_says_so_before_the_teacher_and_keeps_it_in_run_json(
     tiny_llama(tmp_path / "llama", layers=3, seed=9)
     assert main(["predict", str(run), "good film"]) == 2
     assert "is no longer the one that this student was trained on" in capfd.readouterr().err
+    unseal(run)
     edit_json(run / "run.json", fingerprints={})
     assert main(["predict", str(run), "good film"]) == 0
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from assets_builders import tar_of, tiny_gguf, zip_of
 from planted import PICKLES, code, pickled, ran, sow, write
-from tiny_runs import PROMPT, cached_on_the_hub, edit_json, hub_cache, material, run_of
+from tiny_runs import PROMPT, cached_on_the_hub, edit_json, hub_cache, material, run_of, unseal
 
 from llm_neo.cli import main
 
@@ -38,6 +38,7 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("LLM_NEO_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    unseal(tmp_path / "here" / "run")
     edit_json(tmp_path / "here" / "run" / "run.json", fingerprints={})
     return tmp_path / "here"
 
