@@ -1,12 +1,13 @@
 """Making, refusing and emptying the folder of a run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from llm_neo.errors import InputError
-from llm_neo.run.directory import OWN_NAMES, RunDirectory, abandon, prepare, reopen
+from llm_neo.run.directory import OWN_NAMES, PREVIOUS, RunDirectory, abandon, discard_previous, prepare, reopen
 
 
 def old_run(folder: Path, *, finished: bool) -> Path:
@@ -75,8 +76,43 @@ def test_a_run_is_not_written_over_by_chance(tmp_path: Path, finished: bool, mes
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_overwrite_empties_a_run(tmp_path: Path, finished: bool) -> None:
-    old_run(tmp_path / "run", finished=finished)
-    assert content(prepare(tmp_path / "run", overwrite=True).path) == []
+    before = content(old_run(tmp_path / "run", finished=finished))
+    run = prepare(tmp_path / "run", overwrite=True)
+    assert [path.name for path in run.path.iterdir()] == [PREVIOUS] and content(run.path / PREVIOUS) == before
+    discard_previous(run)
+    assert content(run.path) == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_could_not_be_replaced_is_there_again(tmp_path: Path, finished: bool) -> None:
+    before = content(old_run(tmp_path / "run", finished=finished))
+    for _ in range(2):
+        run = prepare(tmp_path / "run", overwrite=True)
+        run.recipe.write_text("{}")
+        abandon(run)
+        assert content(run.path) == before
+
+
+def test_attempts_that_were_killed_do_not_replace_a_run(tmp_path: Path) -> None:
+    before = content(old_run(tmp_path / "run", finished=True))
+    for _ in range(3):
+        run = prepare(tmp_path / "run", overwrite=True)
+        assert content(run.path / PREVIOUS) == before
+        run.recipe.write_text("{}")
+        run.checkpoints.mkdir()
+    with pytest.raises(InputError, match="holds an interrupted run"):
+        prepare(tmp_path / "run")
+    shutil.rmtree(run.checkpoints)
+    abandon(run)
+    assert content(run.path) == before
+
+
+def test_a_run_that_was_set_aside_before_its_successor_began_is_there_again(tmp_path: Path) -> None:
+    before = content(old_run(tmp_path / "run", finished=True))
+    prepare(tmp_path / "run", overwrite=True)
+    with pytest.raises(InputError, match="holds a finished run"):
+        prepare(tmp_path / "run")
+    assert content(tmp_path / "run") == before
 
 
 def test_overwrite_follows_no_link_out_of_the_run(tmp_path: Path) -> None:
@@ -85,7 +121,7 @@ def test_overwrite_follows_no_link_out_of_the_run(tmp_path: Path) -> None:
     precious.mkdir()
     (precious / "thesis.txt").write_text("x")
     (run / "tensorboard").symlink_to(precious, target_is_directory=True)
-    prepare(run, overwrite=True)
+    discard_previous(prepare(run, overwrite=True))
     assert content(precious) == ["thesis.txt"]
     assert content(run) == []
 
@@ -115,17 +151,27 @@ def test_a_folder_of_other_things_is_refused_and_listed(tmp_path: Path) -> None:
         prepare(tmp_path)
 
 
-def test_an_interrupted_overwrite_leaves_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = old_run(tmp_path / "run", finished=True)
+@pytest.mark.parametrize("moves", range(7))
+def test_an_interrupted_overwrite_leaves_no_finished_run_and_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    run, rename, done = old_run(tmp_path / "run", finished=True), Path.rename, []
+    before = content(run)
 
-    def killed(path: Path) -> None:
-        raise KeyboardInterrupt
+    def killed(path: Path, target: Path) -> Path:
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(path)
+        return rename(path, target)
 
-    monkeypatch.setattr("llm_neo.run.directory.shutil.rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(run, overwrite=True)
-    assert not (run / "run.json").exists()
-    assert (run / "recipe.yaml").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(run, overwrite=True)
+    assert (run / "run.json").exists() == (moves == 0)
+    with pytest.raises(InputError, match="holds a finished run"):
+        prepare(run)
+    assert content(run) == before
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

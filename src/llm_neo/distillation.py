@@ -19,7 +19,7 @@ from llm_neo.models.check import check_model
 from llm_neo.progress import Progress, SilentProgress
 from llm_neo.reading import Reading, read_both
 from llm_neo.recipe import Recipe, check_environment, dump_recipe, load_recipe
-from llm_neo.run.directory import RunDirectory, abandon, prepare, reopen
+from llm_neo.run.directory import RunDirectory, abandon, discard_previous, prepare, reopen
 from llm_neo.run.metrics_log import MetricsLog
 from llm_neo.run.record import RunRecord
 from llm_neo.run.result import Result, write_result
@@ -39,7 +39,7 @@ def distill(recipe: Recipe, progress: Progress | None = None, *, overwrite: bool
     Args:
         recipe: as `load_recipe` gives it.
         progress: whom to tell; None = nobody.
-        overwrite: replace an earlier run in `recipe.output`.
+        overwrite: replace an earlier run in `recipe.output`, once data and models are known to be right.
 
     Returns:
         What `run.json` holds.
@@ -84,6 +84,7 @@ def _run(recipe: Recipe, run: RunDirectory, shown: Progress) -> RunRecord:
         with setting.measure("data"):
             data = load_data(recipe.data, setting.progress)
             sources, reading = _sources(recipe, data, setting)
+        discard_previous(run)
         taught = teach(recipe, data, sources[0], setting)
         with setting.measure("train"):
             student = load_student(recipe, data.classes, sources[1], setting)

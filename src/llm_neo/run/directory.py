@@ -28,6 +28,9 @@ OWN_NAMES = frozenset(
 )
 """Everything that a run directory may hold; `--overwrite` removes nothing else."""
 
+PREVIOUS, _MOVING = ".previous.tmp", ".moving.tmp"
+"""Where a run lies that is to be replaced, until the new one is known to be possible; and while it is moved there."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -86,7 +89,8 @@ def prepare(path: str | Path, *, overwrite: bool = False) -> RunDirectory:
 
     Args:
         path: the folder; `~` is the user's home, and parents are made.
-        overwrite: empty a folder that holds a run and nothing else.
+        overwrite: set aside what a folder holds that holds a run and nothing else; `discard_previous` removes it,
+            `abandon` puts it back.
 
     Raises:
         InputError: the folder is not empty, holds files that are no part of a run, or cannot be written.
@@ -96,6 +100,7 @@ def prepare(path: str | Path, *, overwrite: bool = False) -> RunDirectory:
         raise InputError(f"output {str(path)!r} holds a zero byte, which no path may; choose another output")
     run = RunDirectory(Path(path).expanduser())
     with explained(run.path):
+        _mend(run)
         entries = _entries(run)
         if entries and all(map(is_temporary, entries)):
             # Killed while it wrote its first file.
@@ -104,7 +109,7 @@ def prepare(path: str | Path, *, overwrite: bool = False) -> RunDirectory:
         if entries and not overwrite:
             raise InputError(_occupied(run, entries))
         if entries:
-            _clear(run, entries)
+            _set_aside(run, entries)
         run.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run.path):
             pass
@@ -122,28 +127,36 @@ def reopen(path: str | Path) -> RunDirectory:
         raise InputError(f"the run in {run.path} is finished; there is nothing to resume")
     if not run.recipe.is_file():
         raise InputError(f"{run.path} holds no run: it has no recipe.yaml; name the folder of an interrupted run")
+    _mend(run)
     _remove_leftovers(run)
     return run
+
+
+def discard_previous(run: RunDirectory) -> None:
+    """Remove the run that this one replaces, which was only set aside so far."""
+    shutil.rmtree(run.path / PREVIOUS, ignore_errors=True)
 
 
 def _remove_leftovers(run: RunDirectory) -> None:
     """Delete what a killed run was writing."""
     for entry in run.path.iterdir():
-        if is_temporary(entry.name):
+        if is_temporary(entry.name) and entry.name != PREVIOUS:
             _remove(entry)
 
 
 def abandon(run: RunDirectory) -> None:
-    """Remove a run that ended before it computed anything, so that the next attempt may have its folder."""
+    """Remove a run that ended before it computed anything; the one that it was to replace is there again."""
     # A failure to clean up must not hide why the run ended.
     with suppress(OSError):
         made = [run.recipe, run.metrics]
-        if {entry.name for entry in run.path.iterdir()} <= {path.name for path in made} and not _has_content(
-            run.metrics
-        ):
+        entries = {entry.name for entry in run.path.iterdir()}
+        if entries <= {PREVIOUS, *(path.name for path in made)} and not _has_content(run.metrics):
             for path in made:
                 path.unlink(missing_ok=True)
-            run.path.rmdir()
+            if PREVIOUS in entries:
+                _mend(run)
+            else:
+                run.path.rmdir()
 
 
 def _has_content(file: Path) -> bool:
@@ -176,8 +189,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _clear(run: RunDirectory, entries: list[str]) -> None:
-    """Remove a run: `run.json` first and the recipe last, so that an interruption leaves an unfinished run."""
+def _set_aside(run: RunDirectory, entries: list[str]) -> None:
+    """Move a run out of the way, `run.json` first, so that none looks finished that is not whole."""
     foreign = [name for name in entries if name not in OWN_NAMES and not is_temporary(name)]
     if foreign or not {run.recipe.name, run.run_json.name} & set(entries):
         raise InputError(
@@ -185,9 +198,26 @@ def _clear(run: RunDirectory, entries: list[str]) -> None:
             f"{'that is no part of a run' if foreign else 'without recipe.yaml and run.json it is no run'}; "
             "move it away or choose another output"
         )
-    rank = {run.run_json.name: 0, run.recipe.name: 2}
-    for name in sorted(entries, key=lambda name: rank.get(name, 1)):
-        _remove(run.path / name)
+    own = sorted(set(entries) - {PREVIOUS}, key=lambda name: name != run.run_json.name)
+    if (run.path / PREVIOUS).exists():
+        # An attempt to replace the run that lies there already got no further than this one.
+        for name in own:
+            _remove(run.path / name)
+        return
+    moving = run.path / _MOVING
+    moving.mkdir()
+    for name in own:
+        (run.path / name).rename(moving / name)
+    moving.rename(run.path / PREVIOUS)
+
+
+def _mend(run: RunDirectory) -> None:
+    """Put a run back that was not wholly set aside, or whose successor had not begun."""
+    for aside in (run.path / _MOVING, run.path / PREVIOUS):
+        if aside.is_dir() and (aside.name == _MOVING or not run.recipe.exists()):
+            for entry in sorted(aside.iterdir(), key=lambda entry: entry.name == run.run_json.name):
+                entry.rename(run.path / entry.name)
+            aside.rmdir()
 
 
 def _remove(entry: Path) -> None:
