@@ -9,7 +9,7 @@ import torch
 from test_fused import CLASSES, classifier, token_rows, with_lora
 from transformers import GPT2Config
 
-from llm_neo.batching import TokenRows, epoch_order
+from llm_neo.batching import Batch, TokenRows, epoch_order
 from llm_neo.engine import Objective, PlainEngine
 from llm_neo.engines import Chosen, choose_engine
 from llm_neo.errors import InputError, NonFiniteError
@@ -295,4 +295,37 @@ def test_a_killed_fused_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> 
     resumed = Run(student(dropout=0.3), "auto")
     resumed(chosen, store=store)
     assert resumed.losses == whole.losses[4:]
+    assert_same_weights(resumed.weights, whole.weights)
+
+
+def test_a_rehearsal_comes_after_the_state_is_restored_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does before its first step: a graph that is captured then must read the restored tensors."""
+    from llm_neo.checkpoint import CheckpointStore
+
+    chosen, moments = settings(checkpoint_every_steps=4), []
+    whole = Run(student(dropout=0.3), "auto")
+    whole(chosen)
+
+    def seen(engine: PlainEngine, batch: Batch) -> None:
+        slots = [slot for slots in engine.optimizer.state.values() for slot in slots.values()]
+        moments.append([slot.data_ptr() for slot in slots])
+        rehearse(engine, batch)
+        after = [slot.data_ptr() for slots in engine.optimizer.state.values() for slot in slots.values()]
+        assert after == moments[-1]
+
+    def stop_after_6(line: Logged) -> None:
+        if line.step == 6:
+            raise KeyboardInterrupt
+
+    rehearse = PlainEngine.rehearse
+    monkeypatch.setattr("llm_neo.train._has_own_memory", lambda device: True)
+    monkeypatch.setattr(PlainEngine, "rehearse", seen)
+    store = CheckpointStore(tmp_path, {"of": "me"})
+    with pytest.raises(KeyboardInterrupt):
+        Run(student(dropout=0.3), "auto", after_log=stop_after_6)(chosen, store=store)
+    resumed = Run(student(dropout=0.3), "auto")
+    resumed(chosen, store=store)
+    assert moments[0] == [] and len(moments[1]) > 0
     assert_same_weights(resumed.weights, whole.weights)

@@ -107,11 +107,8 @@ def train(
         wanted=engine,
     )
     progress.say(f"{label}: {chosen.used} engine" + (f" ({chosen.reason})" if chosen.reason else ""))
-    loop = _Loop(chosen.engine, rows, settings, total, listener, store, progress.say, section)
+    loop = _Loop(chosen.engine, rows, settings, total, listener, store, progress.say, section, device)
     model.train()
-    if device.type == "cuda":
-        # What will not fit shows now, not when the longest texts of the epoch happen to meet.
-        loop.rehearse()
     with progress.bar(label, total, "steps") as bar, held_signals() as held:
         state = loop.run(model, bar, held)
     if state.step < total:
@@ -131,6 +128,7 @@ class _Loop:
     store: CheckpointStore | None
     say: Callable[[str], None]
     section: str
+    device: torch.device
 
     def rehearse(self) -> None:
         """Try the micro-batch with the most tokens.
@@ -146,6 +144,10 @@ class _Loop:
         engine, state = self.engine, TrainingState()
         if self.store is not None:
             state = self.store.restore(model, engine.optimizer, engine.scheduler, self.say) or state
+        if _has_own_memory(self.device):
+            # What will not fit shows now, not when the longest texts of the epoch happen to meet; and only now, since
+            # a captured step reads the very tensors that were restored.
+            self.rehearse()
         self.listener.begin(state.logged)
         bar.advance(state.step)
         self._evaluate(model, state, held)
@@ -218,3 +220,7 @@ class _Loop:
             f"set {self.section}.micro_batch_size to {rows // 2}: the loss stays the same up to rounding and dropout, "
             "and an interrupted run may go on with it"
         )
+
+
+def _has_own_memory(device: torch.device) -> bool:
+    return device.type == "cuda"
