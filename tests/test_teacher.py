@@ -10,16 +10,9 @@ from llm_neo.batching import equal_length_batches
 from llm_neo.errors import InputError
 from llm_neo.models.load import Placement
 from llm_neo.progress import SilentProgress
+from llm_neo.prompted import CONTENT_FREE, PromptTeacher, fill, load_prompt_teacher
 from llm_neo.recipe import Prompt
-from llm_neo.teacher import (
-    CONTENT_FREE,
-    PromptTeacher,
-    TeacherBase,
-    fill,
-    fingerprint,
-    load_classifier_teacher,
-    load_prompt_teacher,
-)
+from llm_neo.teacher import TeacherBase, fingerprint, load_classifier_teacher
 
 CPU = torch.device("cpu")
 TEXTS = [("good film",), ("the plot is awful and dull",), ("story",)]

@@ -16,6 +16,7 @@ from llm_neo.fine_tuning import FINE_TUNE_DEFAULTS, fine_tuned_teacher
 from llm_neo.metrics import GateVerdict, Scores
 from llm_neo.models import adapter_folder
 from llm_neo.models.load import Placement
+from llm_neo.prompted import load_prompt_teacher
 from llm_neo.recipe import Recipe
 from llm_neo.run.setting import Setting
 from llm_neo.scoring import ROWS_PER_SHARD, score_shards, shards_of
@@ -25,7 +26,6 @@ from llm_neo.teacher import (
     TeacherBase,
     fingerprint,
     load_classifier_teacher,
-    load_prompt_teacher,
 )
 
 
