@@ -60,6 +60,7 @@ class PackedAttention:
         self._segments = segments
         self._packed = packed_kernel
         self._short = packed_kernel and max(segments.longest_query, segments.longest_key) <= _longest_short()
+        self._masks: dict[torch.dtype, torch.Tensor] = {}
         if not packed_kernel:
             self._places = _places(segments, queries, keys)
 
@@ -73,6 +74,12 @@ class PackedAttention:
             return _varlen(q_QHD, k_KGD, v_KGD, self._segments, scale)
         return self._padded(q_QHD, k_TGD, v_TGD, scale)
 
+    def _hidden(self, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the scores, (S, 1, 1, Lq, Lk); made once for all layers."""
+        if dtype not in self._masks:
+            self._masks[dtype] = self._places.hidden[:, :, None].to(dtype)
+        return self._masks[dtype]
+
     def _padded(self, q_QHD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, scale: float) -> torch.Tensor:
         places, (_, heads, width) = self._places, q_QHD.shape
         segments, groups = len(self._segments.query_starts) - 1, k_TGD.shape[1]
@@ -85,9 +92,7 @@ class PackedAttention:
         k = k.view(segments, -1, groups, width).permute(0, 2, 3, 1)
         v = v.view(segments, -1, groups, width).transpose(1, 2)
         scores = (q * scale) @ k
-        masked = scores.view(segments, groups, shared, -1, scores.shape[-1]) + places.hidden[:, :, None].to(
-            scores.dtype
-        )
+        masked = scores.view(segments, groups, shared, -1, scores.shape[-1]) + self._hidden(scores.dtype)
         weights = torch.softmax(masked, dim=-1)
         out = weights.view_as(scores) @ v
         out = out.view(segments, groups, shared, -1, width).permute(0, 3, 1, 2, 4).reshape(-1, heads, width)
