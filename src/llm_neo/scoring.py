@@ -15,7 +15,7 @@ from llm_neo.targets import TargetStore
 from llm_neo.teacher import Teacher
 
 ROWS_PER_SHARD = {"cpu": 2048, "cuda": 16384}
-"""About half a minute of scoring with 135M weights on two cores, a few seconds with 8B weights on an H100."""
+"""Some seconds of scoring, with 135M weights on two cores as with 8B weights on an H100."""
 
 
 def shards_of(rows: Sequence[Row], rows_per_shard: int) -> list[list[Row]]:

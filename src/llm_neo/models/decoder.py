@@ -65,7 +65,9 @@ def before_attention(
         # Three outputs apart, so that they need not be copied side by side.
         each = project_each(normed, layer.keys_values, training=training)
         q, k, v = (part.view(len(x_TW), -1, heads.width) for part in each)
-        return turned(q, cos, sin).to(v.dtype), turned(k, cos, sin).to(v.dtype), v
+        # In place of another dtype the turning itself would be rounded.
+        turn = turned if cos.dtype == q.dtype else rotated
+        return turn(q, cos, sin).to(v.dtype), turn(k, cos, sin).to(v.dtype), v
     joint = project(normed, layer.keys_values, training=training)
     if layer.head_norms is None and cos.dtype == joint.dtype and not torch.compiler.is_compiling():
         return _rotated_joint(joint, cos, sin, heads)

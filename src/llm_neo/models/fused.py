@@ -63,7 +63,8 @@ class FusedClassifier:
 
         Args:
             model: a classifier of transformers, with or without peft's LoRA.
-            compiled: let torch.compile fuse what lies between the matrix products; once for all layers.
+            compiled: for many batches of a few sizes: Triton kernels around q, k and v where they fit, else torch.compile
+                for what lies between the matrix products, once for all layers.
 
         Raises:
             NotImplementedError: the model computes something else; the message says what.
@@ -157,7 +158,9 @@ class FusedClassifier:
     def _fits_kernels(self) -> bool:
         """Whether what stands before every attention is what the Triton kernels compute."""
         gain = self._norm.gain
-        if not gain.is_cuda or gain.dtype != torch.bfloat16 or any(layer.head_norms for layer in self._layers):
+        if not gain.is_cuda or gain.dtype != torch.bfloat16:
+            return False
+        if any(layer.head_norms or layer.before_attention.gain.requires_grad for layer in self._layers):
             return False
         from llm_neo.models.lora_attention import fits
 

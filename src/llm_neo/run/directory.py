@@ -28,8 +28,8 @@ OWN_NAMES = frozenset(
 )
 """Everything that a run directory may hold; `--overwrite` removes nothing else."""
 
-PREVIOUS, _MOVING = ".previous.tmp", ".moving.tmp"
-"""Where a run lies that is to be replaced, until the new one is known to be possible; and while it is moved there."""
+PREVIOUS, _MOVING, _DISCARDED = ".previous.tmp", ".moving.tmp", ".discarded.tmp"
+"""Where a run lies that is to be replaced, until the new one is known to be possible; while it is moved there; after."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,12 @@ def reopen(path: str | Path) -> RunDirectory:
 
 def discard_previous(run: RunDirectory) -> None:
     """Remove the run that this one replaces, which was only set aside so far."""
-    shutil.rmtree(run.path / PREVIOUS, ignore_errors=True)
+    previous, discarded = run.path / PREVIOUS, run.path / _DISCARDED
+    if previous.is_dir():
+        # Under another name first: a run that is half removed must not be put back.
+        shutil.rmtree(discarded, ignore_errors=True)
+        previous.rename(discarded)
+    shutil.rmtree(discarded, ignore_errors=True)
 
 
 def _remove_leftovers(run: RunDirectory) -> None:
