@@ -63,8 +63,8 @@ class FusedClassifier:
 
         Args:
             model: a classifier of transformers, with or without peft's LoRA.
-            compiled: for many batches of a few sizes: Triton kernels around q, k and v where they fit, else torch.compile
-                for what lies between the matrix products, once for all layers.
+            compiled: for many batches of a few sizes: Triton kernels around q, k and v where they fit, else
+                torch.compile for what lies between the matrix products, once for all layers.
 
         Raises:
             NotImplementedError: the model computes something else; the message says what.

@@ -1,8 +1,8 @@
 """Triton kernels for causal attention of short segments: each is read once and its scores never leave the chip.
 
 A flash kernel walks over blocks of 128 queries and keys and needs four more launches for its gradient; a sentence has
-13 tokens. Here one program holds all scores of a segment and of the heads that share keys, in a tile of the segment's
-own size, so that forward and backward are a launch each.
+13 tokens. Here one program holds all scores of a segment and of the heads that share keys, in a tile of about its size,
+so that forward and backward are a launch each.
 
 Shapes: S segments, Q queries, K keys, H heads of queries, G heads of keys and values, D the width of a head.
 """

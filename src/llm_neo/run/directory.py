@@ -29,7 +29,7 @@ OWN_NAMES = frozenset(
 """Everything that a run directory may hold; `--overwrite` removes nothing else."""
 
 PREVIOUS, _MOVING, _DISCARDED = ".previous.tmp", ".moving.tmp", ".discarded.tmp"
-"""Where a run lies that is to be replaced, until the new one is known to be possible; while it is moved there; after."""
+"""Where a run lies that is to be replaced, until the new one is known to be possible; before that; and after."""
 
 
 @dataclass(frozen=True)
